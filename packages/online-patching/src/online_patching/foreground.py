@@ -1,0 +1,110 @@
+"""Which part of a slide is tissue?
+
+Arrays in, polygons out; nothing here reads a file.
+
+1. ``tissue_mask``: a thumbnail becomes a mask. Stained tissue absorbs green light most, so it is coloured and its red
+   value is above its green one; glass is grey, and blue, green and black pen is not reddish.
+2. ``mask_to_polygon``: the mask becomes a valid (multi)polygon in level-0 pixels, with holes, small parts dropped.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely.geometry import MultiPolygon, Polygon
+
+# Otsu's threshold is kept between these saturations (of 255): a slide full of tissue, or empty glass, has no two
+# modes for it to separate.
+SATURATION_RANGE = (12, 40)
+# Tissue absorbs green more than red; pen ink and dust do not. Grey levels, of 255.
+MIN_RED_OVER_GREEN = 4
+
+
+def tissue_mask(thumbnail: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Foreground of an H&E thumbnail by saturation (Otsu) and hue.
+
+    Args:
+        thumbnail: uint8 (H, W, 3) RGB at 4 to 32 um per pixel.
+
+    Returns:
+        bool (H, W), True on tissue.
+    """
+    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
+        raise ValueError(f"thumbnail: got {thumbnail.dtype} {thumbnail.shape}, allowed uint8 (H, W, 3)")
+    smooth = np.asarray(cv2.medianBlur(np.ascontiguousarray(thumbnail), 5))
+    saturation = cv2.cvtColor(smooth, cv2.COLOR_RGB2HSV)[..., 1]
+    otsu, _ = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    threshold = float(np.clip(otsu, *SATURATION_RANGE))
+    red, green, blue = (smooth[..., k].astype(np.int16) for k in range(3))
+    stained = (red - green >= MIN_RED_OVER_GREEN) & (blue >= green - MIN_RED_OVER_GREEN)
+    mask = ((saturation > threshold) & stained).astype(np.uint8)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, kernel)
+    return np.asarray(cv2.morphologyEx(closed, cv2.MORPH_OPEN, kernel), np.bool_)
+
+
+def mask_to_polygon(
+    mask: npt.NDArray[np.bool_],
+    *,
+    width_level0_px: int,
+    height_level0_px: int,
+    min_area_share: float = 2e-4,
+    tolerance_mask_px: float = 0.7,
+) -> MultiPolygon:
+    """Outline of a mask in level-0 pixels.
+
+    Args:
+        mask: bool (H, W) that covers the whole slide.
+        width_level0_px: Width of level 0.
+        height_level0_px: Height of level 0.
+        min_area_share: Parts and holes below this share of the slide's area are dropped.
+        tolerance_mask_px: Largest displacement by simplification, in pixels of the mask.
+
+    Returns:
+        A valid geometry within the slide; empty where the mask is.
+    """
+    contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if hierarchy is None:
+        return MultiPolygon()
+    smallest = min_area_share * mask.size
+    parts = [
+        part
+        for outline, links in zip(contours, hierarchy[0], strict=True)
+        if links[3] < 0 and (part := _part(outline, links[2], contours, hierarchy[0], smallest)) is not None
+    ]
+    # Contours run through pixel centres: half a pixel outwards makes them run along pixel edges.
+    whole = shapely.union_all(parts).buffer(0.5, join_style="mitre").simplify(tolerance_mask_px)
+    height, width = mask.shape
+    scaled = shapely.transform(
+        whole, lambda xy: (xy + 0.5) * np.array([width_level0_px / width, height_level0_px / height])
+    )
+    inside = shapely.clip_by_rect(shapely.make_valid(scaled), 0, 0, width_level0_px, height_level0_px)
+    return polygons_only(inside)
+
+
+def polygons_only(geometry: shapely.Geometry) -> MultiPolygon:
+    """The polygons of any geometry (repairs may leave stray points and lines), as one valid multipolygon."""
+    parts = [g for g in shapely.get_parts(shapely.make_valid(geometry)) if g.geom_type in ("Polygon", "MultiPolygon")]
+    merged = shapely.union_all(parts)
+    polygons = [g for g in shapely.get_parts(merged) if g.geom_type == "Polygon" and not g.is_empty]
+    return MultiPolygon(polygons)
+
+
+def _part(
+    outline: npt.NDArray[np.int32],
+    first_hole: int,
+    contours: tuple[npt.NDArray[np.int32], ...],
+    links: npt.NDArray[np.int32],
+    smallest: float,
+) -> shapely.Geometry | None:
+    if len(outline) < 4 or cv2.contourArea(outline) < smallest:
+        return None
+    holes = []
+    hole = first_hole
+    while hole >= 0:
+        if len(contours[hole]) >= 4 and cv2.contourArea(contours[hole]) >= smallest:
+            holes.append(contours[hole][:, 0, :].astype(np.float64))
+        hole = int(links[hole][0])
+    return shapely.make_valid(Polygon(outline[:, 0, :].astype(np.float64), holes))

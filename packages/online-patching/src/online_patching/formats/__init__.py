@@ -1,0 +1,1 @@
+"""Slide formats: what the headers of each say about levels, tiles, colours and resolution."""

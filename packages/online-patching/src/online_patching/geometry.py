@@ -1,0 +1,153 @@
+"""Where does a patch lie, in the pixels of which level?
+
+A patch is a square of ``size_px`` pixels at ``mpp`` um/px whose top left corner is given in level-0 pixels. This
+module turns it into a window of one stored level, in three pure steps:
+
+1. ``choose_level``: the level policy (``finer`` or ``closest``);
+2. ``window_at_level``: the patch's footprint in that level's pixels, rounded to whole pixels;
+3. ``tiles_of_window``: the tiles which that window touches.
+
+Sub-pixel convention: pixel *i* covers the interval [i, i + 1). The window's corner and size are rounded to whole
+pixels of the level that is read, so a patch is displaced by at most half a pixel of that level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from online_patching.errors import MagnificationError
+
+LevelPolicy = Literal["finer", "closest"]
+MissingMpp = Literal["skip", "enlarge", "error"]
+
+# A level counts as fine enough up to 5 % above the target, and level 0 may be enlarged up to 25 %
+# (scanners of 0.27 um/px are 40x scanners).
+FINER_TOLERANCE = 1.05
+MAX_ENLARGEMENT = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class LevelGeometry:
+    """Size and tile grid of one stored level.
+
+    Attributes:
+        width_px: Width in pixels of this level.
+        height_px: Height in pixels of this level.
+        tile_width_px: Width of a stored tile.
+        tile_height_px: Height of a stored tile.
+        downsample: Level-0 pixels per pixel of this level (mean of both axes; 1.0 at level 0).
+    """
+
+    width_px: int
+    height_px: int
+    tile_width_px: int
+    tile_height_px: int
+    downsample: float
+
+    @property
+    def tiles_x(self) -> int:
+        """Number of tile columns."""
+        return -(-self.width_px // self.tile_width_px)
+
+    @property
+    def tiles_y(self) -> int:
+        """Number of tile rows."""
+        return -(-self.height_px // self.tile_height_px)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelWindow:
+    """A rectangle in the pixels of one level; it may reach past the level's edges.
+
+    Attributes:
+        level: Index of the level.
+        x_level_px: Left edge.
+        y_level_px: Upper edge.
+        width_level_px: Width, at least 1.
+        height_level_px: Height, at least 1.
+    """
+
+    level: int
+    x_level_px: int
+    y_level_px: int
+    width_level_px: int
+    height_level_px: int
+
+
+def footprint_level0_px(size_px: int, mpp: float, base_mpp: float) -> float:
+    """Side of a patch in level-0 pixels."""
+    return size_px * mpp / base_mpp
+
+
+def serves_mpp(base_mpp: float, mpp: float) -> bool:
+    """Whether a slide of ``base_mpp`` serves the target without being enlarged by more than 1.25."""
+    return base_mpp <= mpp * MAX_ENLARGEMENT
+
+
+def choose_level(
+    downsamples: Sequence[float],
+    *,
+    base_mpp: float,
+    mpp: float,
+    policy: LevelPolicy = "finer",
+    enlarge: bool = False,
+) -> int:
+    """Index of the level to read for a target resolution.
+
+    Args:
+        downsamples: Downsample of every level, level 0 first.
+        base_mpp: um per pixel of level 0.
+        mpp: Target um per pixel.
+        policy: ``finer`` takes the coarsest level whose mpp is at most 1.05 x the target, so nothing is enlarged
+            silently; ``closest`` the level of the smallest ``|log(mpp of level / target)|`` (paper, section IV-B).
+        enlarge: Accept level 0 even where it must be enlarged by more than 1.25.
+
+    Raises:
+        MagnificationError: Level 0 is coarser than 1.25 x the target and ``enlarge`` is False.
+    """
+    if policy not in get_args(LevelPolicy):
+        raise ValueError(f"level policy: got {policy!r}, allowed {get_args(LevelPolicy)}")
+    if not enlarge and not serves_mpp(base_mpp, mpp):
+        raise MagnificationError(
+            f"asked for {mpp:g} um/px, but level 0 has {base_mpp:g} um/px and would be enlarged {base_mpp / mpp:.2f}"
+            f" times (allowed: {MAX_ENLARGEMENT:g}); ask for a coarser mpp or pass on_missing_mpp='enlarge'"
+        )
+    if policy == "closest":
+        return min(
+            range(len(downsamples)), key=lambda level: abs(math.log(base_mpp * downsamples[level] / mpp))
+        )
+    fine_enough = [k for k, down in enumerate(downsamples) if base_mpp * down <= FINER_TOLERANCE * mpp]
+    return max(fine_enough, key=lambda level: downsamples[level], default=0)
+
+
+def window_at_level(
+    *,
+    x_level0_px: float,
+    y_level0_px: float,
+    size_level0_px: float,
+    level: int,
+    downsample: float,
+) -> LevelWindow:
+    """The patch's footprint in whole pixels of one level."""
+    side = max(1, round(size_level0_px / downsample))
+    return LevelWindow(level, round(x_level0_px / downsample), round(y_level0_px / downsample), side, side)
+
+
+def tiles_of_window(window: LevelWindow, geometry: LevelGeometry) -> list[int]:
+    """Row-major numbers of the tiles that a window touches; tiles outside of the level do not exist.
+
+    Returns:
+        Ascending tile numbers; empty when the window lies wholly outside.
+    """
+    x0 = max(window.x_level_px, 0) // geometry.tile_width_px
+    y0 = max(window.y_level_px, 0) // geometry.tile_height_px
+    x_end = min(window.x_level_px + window.width_level_px, geometry.width_px)
+    y_end = min(window.y_level_px + window.height_level_px, geometry.height_px)
+    return [
+        row * geometry.tiles_x + column
+        for row in range(y0, -(-y_end // geometry.tile_height_px))
+        for column in range(x0, -(-x_end // geometry.tile_width_px))
+    ]

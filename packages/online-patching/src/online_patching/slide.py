@@ -1,0 +1,162 @@
+"""How does a user read one slide?
+
+``open_slide(url)`` reads its headers; the ``Slide`` then gives stored pixels (``read_level``) and resampled patches
+(``read_patch``, ``read_patches``), each with an async twin. A slide holds no open file and no connection of its own,
+so it needs no closing and may be used from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from online_patching import loop
+from online_patching.decode import Pixels
+from online_patching.errors import CorruptTileError
+from online_patching.formats.header import SlideHeader
+from online_patching.geometry import LevelGeometry, LevelPolicy, LevelWindow
+from online_patching.index import index_slide
+from online_patching.plan import PatchRequest, patch_window
+from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, read_windows
+from online_patching.storage import open_object
+
+
+def open_slide(url: str, *, mpp: float | None = None, storage_options: Mapping[str, Any] | None = None) -> Slide:
+    """Open a slide by reading its headers only.
+
+    Args:
+        url: Local path or URL (``s3://``, ``az://``, ``gs://``, ``http(s)://``).
+        mpp: um per pixel of level 0 to use instead of what the file states.
+        storage_options: Options of the storage client, in fsspec's dialect.
+
+    Raises:
+        StorageError: The object cannot be reached.
+        SlideFormatError: It is not a slide that can be read with certain colours.
+    """
+    source = open_object(str(url), storage_options)
+    indexed = loop.run(index_slide(source))
+    header = replace(indexed.header, mpp=_checked_mpp(mpp)) if mpp is not None else indexed.header
+    return Slide(SlideHandle(source, indexed.info, header, InMemoryLookup(indexed.tiles)), slide_id=source.url)
+
+
+def _checked_mpp(mpp: float) -> float:
+    if not 0 < mpp < 1000:
+        raise ValueError(f"mpp: got {mpp}, allowed above 0 and below 1000 (um per pixel)")
+    return mpp
+
+
+class Slide:
+    """One slide that can be read at any place and magnification; made by ``open_slide`` or ``Catalog.slide``."""
+
+    def __init__(self, handle: SlideHandle, *, slide_id: str) -> None:
+        self.handle = handle
+        self.slide_id = slide_id
+
+    def __repr__(self) -> str:
+        base = self.levels[0]
+        return f"<Slide {self.slide_id}: {self.header.vendor}, {base.width_px} x {base.height_px} px, mpp {self.mpp}>"
+
+    @property
+    def header(self) -> SlideHeader:
+        """Vendor, levels, encodings and properties."""
+        return self.handle.header
+
+    @property
+    def levels(self) -> tuple[LevelGeometry, ...]:
+        """Geometry of every level, finest first."""
+        return self.header.levels
+
+    @property
+    def mpp(self) -> float | None:
+        """um per pixel of level 0, or None where it is not known."""
+        return self.header.mpp
+
+    async def aread_level(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
+        """Async twin of ``read_level``."""
+        return await loop.on_loop(self._read_level(level, x_px, y_px, width_px, height_px))
+
+    def read_level(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
+        """Stored pixels of one level, exactly.
+
+        Args:
+            level: 0 is the finest.
+            x_px: Left edge in pixels of that level; may lie outside (white there).
+            y_px: Upper edge in pixels of that level.
+            width_px: Width, at least 1.
+            height_px: Height, at least 1.
+
+        Returns:
+            uint8 (height_px, width_px, 3) RGB.
+
+        Raises:
+            CorruptTileError: A tile there does not decode.
+            StorageError: The slide cannot be fetched.
+        """
+        return loop.run(self._read_level(level, x_px, y_px, width_px, height_px))
+
+    async def _read_level(self, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
+        if not 0 <= level < len(self.levels):
+            raise ValueError(f"slide {self.slide_id}: level {level}, allowed 0 to {len(self.levels) - 1}")
+        if width_px < 1 or height_px < 1:
+            raise ValueError(f"slide {self.slide_id}: a window of {width_px} x {height_px} px, allowed at least 1 x 1")
+        window = LevelWindow(level, int(x_px), int(y_px), int(width_px), int(height_px))
+        (pixels,) = await read_windows([WindowRequest(self.handle, window, None)])
+        return _raised(pixels)
+
+    def read_patch(
+        self, *, x_level0_px: float, y_level0_px: float, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+    ) -> Pixels:
+        """One resampled patch, uint8 (size_px, size_px, 3); see ``read_patches``."""
+        return self.read_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy)[0]
+
+    async def aread_patch(
+        self, *, x_level0_px: float, y_level0_px: float, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+    ) -> Pixels:
+        """Async twin of ``read_patch``."""
+        return (await self.aread_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy))[0]
+
+    def read_patches(
+        self, corners_level0_px: Sequence[tuple[float, float]], *, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+    ) -> Pixels:
+        """Patches at a magnification, read together so that shared tiles are fetched and decoded once.
+
+        Args:
+            corners_level0_px: (x, y) of each upper left corner in level-0 pixels.
+            size_px: Side of the patches.
+            mpp: um per pixel of the patches.
+            policy: Which stored level is read; see ``geometry.choose_level``.
+
+        Returns:
+            uint8 (N, size_px, size_px, 3) RGB, white outside of the slide.
+
+        Raises:
+            MissingMppError: The slide states no mpp and none was given.
+            MagnificationError: The slide is coarser than 1.25 x the target.
+            CorruptTileError: A tile that is needed does not decode.
+            StorageError: The slide cannot be fetched.
+        """
+        return loop.run(self._read_patches(corners_level0_px, size_px, mpp, policy))
+
+    async def aread_patches(
+        self, corners_level0_px: Sequence[tuple[float, float]], *, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+    ) -> Pixels:
+        """Async twin of ``read_patches``."""
+        return await loop.on_loop(self._read_patches(corners_level0_px, size_px, mpp, policy))
+
+    async def _read_patches(
+        self, corners: Sequence[tuple[float, float]], size_px: int, mpp: float, policy: LevelPolicy
+    ) -> Pixels:
+        requests = [PatchRequest(self.slide_id, x, y, size_px, mpp) for x, y in corners]
+        windows = [WindowRequest(self.handle, patch_window(r, self.header, policy=policy), size_px) for r in requests]
+        if not windows:
+            return np.empty((0, size_px, size_px, 3), np.uint8)
+        return np.stack([_raised(pixels) for pixels in await read_windows(windows)])
+
+
+def _raised(pixels: Pixels | CorruptTileError) -> Pixels:
+    if isinstance(pixels, CorruptTileError):
+        raise pixels
+    return pixels
