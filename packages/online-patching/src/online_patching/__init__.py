@@ -1,1 +1,38 @@
-"""online-patching."""
+"""Any patch at any coordinate and magnification, straight from whole-slide images in blob storage."""
+
+from __future__ import annotations
+
+from online_patching.catalog import Catalog
+from online_patching.errors import (
+    CatalogError,
+    CorruptTileError,
+    MagnificationError,
+    MissingMppError,
+    NotFoundError,
+    PatchingError,
+    SamplingError,
+    SlideChangedError,
+    SlideFormatError,
+    StorageError,
+)
+from online_patching.plan import PatchRequest
+from online_patching.slide import Slide, open_slide
+from online_patching.stream import PatchStream
+
+__all__ = [
+    "open_slide",
+    "Slide",
+    "Catalog",
+    "PatchRequest",
+    "PatchStream",
+    "PatchingError",
+    "StorageError",
+    "NotFoundError",
+    "SlideChangedError",
+    "SlideFormatError",
+    "CorruptTileError",
+    "MissingMppError",
+    "MagnificationError",
+    "CatalogError",
+    "SamplingError",
+]

@@ -37,9 +37,9 @@ def stitch(window: LevelWindow, geometry: LevelGeometry, tiles: Mapping[int, Pix
         x0, x1 = max(tile_x, window.x_level_px), min(tile_x + geometry.tile_width_px, right)
         y0, y1 = max(tile_y, window.y_level_px), min(tile_y + geometry.tile_height_px, lower)
         if x0 < x1 and y0 < y1:
-            out[
-                y0 - window.y_level_px : y1 - window.y_level_px, x0 - window.x_level_px : x1 - window.x_level_px
-            ] = pixels[y0 - tile_y : y1 - tile_y, x0 - tile_x : x1 - tile_x]
+            out[y0 - window.y_level_px : y1 - window.y_level_px, x0 - window.x_level_px : x1 - window.x_level_px] = (
+                pixels[y0 - tile_y : y1 - tile_y, x0 - tile_x : x1 - tile_x]
+            )
     return out
 
 

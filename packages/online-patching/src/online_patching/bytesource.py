@@ -34,15 +34,16 @@ class ObjectInfo:
 class ByteSource(Protocol):
     """One object whose bytes can be read by ranges."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Where the object lies."""
+        ...
 
     async def info(self) -> ObjectInfo:
         """Size and version of the object now."""
         ...
 
-    async def read_ranges(
-        self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None
-    ) -> list[bytes]:
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The bytes of every range, in order; ``expected`` pins the object that is read."""
         ...
 
@@ -102,9 +103,7 @@ def storage_error(url: str, error: Exception) -> StorageError:
         return error
     shown = shown_url(url)
     if isinstance(error, FileNotFoundError):
-        return NotFoundError(
-            f"{shown}: no such object, bucket or folder; check the spelling and the endpoint"
-        )
+        return NotFoundError(f"{shown}: no such object, bucket or folder; check the spelling and the endpoint")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return StorageError(
         f"{shown}: cannot be read ({type(error).__name__}: {reason}); check the endpoint, the network and the"

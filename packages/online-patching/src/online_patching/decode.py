@@ -66,9 +66,7 @@ def _decode(data: bytes, encoding: TileEncoding, shape: tuple[int, int, int]) ->
 
 
 def _jpeg(data: bytes, tables: bytes, colorspace: int) -> Pixels:
-    return _array(
-        imagecodecs.jpeg8_decode(data, tables=tables or None, colorspace=colorspace, outcolorspace=JCS_RGB)
-    )
+    return _array(imagecodecs.jpeg8_decode(data, tables=tables or None, colorspace=colorspace, outcolorspace=JCS_RGB))
 
 
 def _lossless(data: bytes, codec: Codec, size: int) -> bytes | bytearray:
@@ -103,4 +101,5 @@ def _ycbcr_to_rgb(pixels: Pixels) -> Pixels:
     values = pixels.astype(np.float32)
     y, cb, cr = values[..., 0], values[..., 1] - 128, values[..., 2] - 128
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    rounded: Pixels = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return rounded

@@ -9,11 +9,16 @@ Arrays in, polygons out; nothing here reads a file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
 from shapely.geometry import MultiPolygon, Polygon
+
+Contour = npt.NDArray[Any]
 
 # Otsu's threshold is kept between these saturations (of 255): a slide full of tissue, or empty glass, has no two
 # modes for it to separate.
@@ -66,13 +71,14 @@ def mask_to_polygon(
         A valid geometry within the slide; empty where the mask is.
     """
     contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    if hierarchy is None:
+    if not contours:
         return MultiPolygon()
+    links_of = np.asarray(hierarchy[0])
     smallest = min_area_share * mask.size
     parts = [
         part
-        for outline, links in zip(contours, hierarchy[0], strict=True)
-        if links[3] < 0 and (part := _part(outline, links[2], contours, hierarchy[0], smallest)) is not None
+        for outline, links in zip(contours, links_of, strict=True)
+        if links[3] < 0 and (part := _part(outline, int(links[2]), contours, links_of, smallest)) is not None
     ]
     # Contours run through pixel centres: half a pixel outwards makes them run along pixel edges.
     whole = shapely.union_all(parts).buffer(0.5, join_style="mitre").simplify(tolerance_mask_px)
@@ -93,10 +99,10 @@ def polygons_only(geometry: shapely.Geometry) -> MultiPolygon:
 
 
 def _part(
-    outline: npt.NDArray[np.int32],
+    outline: Contour,
     first_hole: int,
-    contours: tuple[npt.NDArray[np.int32], ...],
-    links: npt.NDArray[np.int32],
+    contours: Sequence[Contour],
+    links: npt.NDArray[Any],
     smallest: float,
 ) -> shapely.Geometry | None:
     if len(outline) < 4 or cv2.contourArea(outline) < smallest:

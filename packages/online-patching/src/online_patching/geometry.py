@@ -116,9 +116,7 @@ def choose_level(
             f" times (allowed: {MAX_ENLARGEMENT:g}); ask for a coarser mpp or pass on_missing_mpp='enlarge'"
         )
     if policy == "closest":
-        return min(
-            range(len(downsamples)), key=lambda level: abs(math.log(base_mpp * downsamples[level] / mpp))
-        )
+        return min(range(len(downsamples)), key=lambda level: abs(math.log(base_mpp * downsamples[level] / mpp)))
     fine_enough = [k for k, down in enumerate(downsamples) if base_mpp * down <= FINER_TOLERANCE * mpp]
     return max(fine_enough, key=lambda level: downsamples[level], default=0)
 

@@ -23,9 +23,7 @@ class _LoopThread:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(
-            ThreadPoolExecutor(IO_THREADS, thread_name_prefix="online-patching-io")
-        )
+        self.loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="online-patching-io"))
         self.thread = threading.Thread(target=self.loop.run_forever, name="online-patching-loop", daemon=True)
         self.thread.start()
 
@@ -66,9 +64,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     owner = _loop_thread()
     if threading.current_thread() is owner.thread:
         coroutine.close()
-        raise RuntimeError(
-            "a blocking read was called from the package's own event loop: await its async twin instead"
-        )
+        raise RuntimeError("a blocking read was called from the package's own event loop: await its async twin instead")
     future = submit(coroutine)
     try:
         return future.result()

@@ -24,7 +24,6 @@ from online_patching.bytesource import (
     check_length,
     check_unchanged,
     shown_url,
-    storage_error,
 )
 from online_patching.errors import NotFoundError, SlideChangedError, StorageError
 
@@ -61,12 +60,7 @@ def obstore_source_for(url: str, storage_options: Mapping[str, Any]) -> ByteSour
         if key not in _stores:
             _stores[key] = _s3_store(parts.netloc, storage_options)
         return ObstoreSource(url, _stores[key], parts.path.lstrip("/"))
-    if (
-        parts.scheme in ("http", "https")
-        and not storage_options
-        and not parts.query
-        and "@" not in parts.netloc
-    ):
+    if parts.scheme in ("http", "https") and not storage_options and not parts.query and "@" not in parts.netloc:
         key = (f"{parts.scheme}://{parts.netloc}", "")
         if key not in _stores:
             _stores[key] = _http_store(key[0])
@@ -92,9 +86,7 @@ def _s3_store(bucket: str, options: Mapping[str, Any]) -> ObjectStore:
     from obstore.store import S3Store
 
     client = dict(options.get("client_kwargs") or {})
-    endpoint = (
-        options.get("endpoint_url") or client.get("endpoint_url") or _environment("AWS_ENDPOINT_URL_S3")
-    )
+    endpoint = options.get("endpoint_url") or client.get("endpoint_url") or _environment("AWS_ENDPOINT_URL_S3")
     endpoint = endpoint or _environment("AWS_ENDPOINT_URL")
     region = client.get("region_name") or _environment("AWS_REGION") or _environment("AWS_DEFAULT_REGION")
     settings: dict[str, Any] = {"region": region or "us-east-1"}
@@ -112,7 +104,7 @@ def _s3_store(bucket: str, options: Mapping[str, Any]) -> ObjectStore:
         provider = _BotocoreChain(options.get("profile"))
     return S3Store(
         bucket,
-        config=settings,
+        config=settings,  # type: ignore[arg-type]
         client_options={"allow_http": True, "timeout": "60s"},
         retry_config=_retry(),
         credential_provider=provider,
@@ -137,9 +129,7 @@ class _BotocoreChain:
 
             self._credentials = botocore.session.Session(profile=self._profile).get_credentials()
         if self._credentials is None:
-            raise PermissionError(
-                "no AWS credentials found; set a profile, the environment, or anon for public data"
-            )
+            raise PermissionError("no AWS credentials found; set a profile, the environment, or anon for public data")
         frozen = self._credentials.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,
@@ -168,9 +158,7 @@ class ObstoreSource:
             raise _translated(self.url, error) from error
         return ObjectInfo(int(head["size"]), (head["e_tag"] or "").strip('"'))
 
-    async def read_ranges(
-        self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None
-    ) -> list[bytes]:
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The ranges, in parallel; a pinned version travels as ``If-Match`` and is compared in every answer."""
         gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
@@ -204,16 +192,14 @@ class ObstoreSource:
 
 
 def _translated(url: str, error: Exception) -> StorageError:
-    """obstore's error as one line that names the object."""
+    """The error of obstore as one line that names the object."""
     from obstore import exceptions
 
     shown = shown_url(url)
     if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
         return NotFoundError(f"{shown}: no such object or bucket; check the spelling and the endpoint")
     if isinstance(error, exceptions.PreconditionError):
-        return SlideChangedError(
-            f"{shown}: the object changed since it was indexed; run `online-patching index` again"
-        )
+        return SlideChangedError(f"{shown}: the object changed since it was indexed; run `online-patching index` again")
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return StorageError(
         f"{shown}: cannot be read ({first_line[:200]}); check the endpoint, the network and the credentials"

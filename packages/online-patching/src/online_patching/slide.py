@@ -71,7 +71,7 @@ class Slide:
 
     @property
     def mpp(self) -> float | None:
-        """um per pixel of level 0, or None where it is not known."""
+        """Resolution of level 0 in um per pixel, or None where it is not known."""
         return self.header.mpp
 
     async def aread_level(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
@@ -110,16 +110,23 @@ class Slide:
         self, *, x_level0_px: float, y_level0_px: float, size_px: int, mpp: float, policy: LevelPolicy = "finer"
     ) -> Pixels:
         """One resampled patch, uint8 (size_px, size_px, 3); see ``read_patches``."""
-        return self.read_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy)[0]
+        patches = self.read_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy)
+        return np.asarray(patches[0])
 
     async def aread_patch(
         self, *, x_level0_px: float, y_level0_px: float, size_px: int, mpp: float, policy: LevelPolicy = "finer"
     ) -> Pixels:
         """Async twin of ``read_patch``."""
-        return (await self.aread_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy))[0]
+        patches = await self.aread_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy)
+        return np.asarray(patches[0])
 
     def read_patches(
-        self, corners_level0_px: Sequence[tuple[float, float]], *, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+        self,
+        corners_level0_px: Sequence[tuple[float, float]],
+        *,
+        size_px: int,
+        mpp: float,
+        policy: LevelPolicy = "finer",
     ) -> Pixels:
         """Patches at a magnification, read together so that shared tiles are fetched and decoded once.
 
@@ -141,7 +148,12 @@ class Slide:
         return loop.run(self._read_patches(corners_level0_px, size_px, mpp, policy))
 
     async def aread_patches(
-        self, corners_level0_px: Sequence[tuple[float, float]], *, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+        self,
+        corners_level0_px: Sequence[tuple[float, float]],
+        *,
+        size_px: int,
+        mpp: float,
+        policy: LevelPolicy = "finer",
     ) -> Pixels:
         """Async twin of ``read_patches``."""
         return await loop.on_loop(self._read_patches(corners_level0_px, size_px, mpp, policy))

@@ -5,7 +5,7 @@ stand behind this one small protocol:
 
 - ``LocalSource``: files, by ``os.pread``;
 - ``ObstoreSource``: ``s3://`` and ``http(s)://`` through obstore, which costs a fifth of the CPU of other clients;
-- ``FsspecSource``: every other scheme, and the first two where their options need a client that obstore is not.
+- ``FsspecSource``: every other scheme, and those two where their options need a client that obstore is not.
 
 ``storage_options`` speak fsspec's dialect everywhere. A short body is an error, and so is an object whose size or
 version differ from those pinned in ``expected``. No credential appears in an error: URLs are shown without
@@ -50,9 +50,7 @@ class LocalSource:
         """Size and modification time of the file."""
         return await asyncio.to_thread(self._info)
 
-    async def read_ranges(
-        self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None
-    ) -> list[bytes]:
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """All ranges in one hop to a thread, with the file checked through the descriptor that is read."""
         return await asyncio.to_thread(self._read, ranges, expected)
 
@@ -64,9 +62,7 @@ class LocalSource:
         except FileNotFoundError as error:
             raise NotFoundError(f"{self.url}: no such file") from error
         except OSError as error:
-            raise StorageError(
-                f"{self.url}: cannot be opened ({error.strerror}); check the permissions"
-            ) from error
+            raise StorageError(f"{self.url}: cannot be opened ({error.strerror}); check the permissions") from error
 
     def _info(self) -> ObjectInfo:
         descriptor = self._open()
@@ -106,26 +102,16 @@ class FsspecSource:
     async def info(self) -> ObjectInfo:
         """Size and version as the file system tells them."""
         details = await self._call("info", self._path)
-        tag = (
-            details.get("ETag")
-            or details.get("etag")
-            or details.get("mtime")
-            or details.get("LastModified")
-            or ""
-        )
+        tag = details.get("ETag") or details.get("etag") or details.get("mtime") or details.get("LastModified") or ""
         return ObjectInfo(int(details["size"] or 0), str(tag).strip('"'))
 
-    async def read_ranges(
-        self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None
-    ) -> list[bytes]:
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The ranges, in parallel; the version is checked once while this source is in use."""
         if expected is not None and self._seen != expected:
             info = await self.info()
             check_unchanged(info, expected, self.url)
             self._seen = info
-        answers = await asyncio.gather(
-            *(self._call("cat_file", self._path, start=s, end=s + n) for s, n in ranges)
-        )
+        answers = await asyncio.gather(*(self._call("cat_file", self._path, start=s, end=s + n) for s, n in ranges))
         return [check_length(bytes(data), r, self.url) for data, r in zip(answers, ranges, strict=True)]
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -150,26 +136,49 @@ def _filesystem(scheme: str, storage_options: Mapping[str, Any] | None) -> fsspe
     return _sources[key]
 
 
+class RemoteSource:
+    """An object of a remote store: a plain description, whose client is made where and when it is first used.
+
+    It may be pickled and may cross a fork: each process gets a client of its own.
+    """
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        self.url = url
+        self._options = dict(storage_options or {})
+        self._client: tuple[int, ByteSource] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "_options": self._options, "_client": None}
+
+    async def info(self) -> ObjectInfo:
+        """Size and version of the object now."""
+        return await self._source().info()
+
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
+        """The bytes of every range, in order."""
+        return await self._source().read_ranges(ranges, expected=expected)
+
+    def _source(self) -> ByteSource:
+        if self._client is None or self._client[0] != os.getpid():
+            source = obstore_source_for(self.url, self._options)
+            if source is None:
+                filesystem = _filesystem(urlsplit(self.url).scheme, self._options)
+                source = FsspecSource(self.url, filesystem, filesystem._strip_protocol(self.url))
+            self._client = (os.getpid(), source)
+        return self._client[1]
+
+
 def open_object(url: str, storage_options: Mapping[str, Any] | None = None) -> ByteSource:
-    """The source that serves a URL or local path best; nothing is requested yet.
+    """The source of a URL or local path; nothing is requested yet.
 
     Args:
         url: Local path, ``file://``, ``s3://``, ``az://``, ``abfs://``, ``gs://`` or ``http(s)://``.
         storage_options: Options of the client, in fsspec's dialect.
     """
-    if local_path(url) is not None:
-        return LocalSource(url)
-    scheme = urlsplit(url).scheme
-    fast = obstore_source_for(url, storage_options or {})
-    if fast is not None:
-        return fast
-    filesystem = _filesystem(scheme, storage_options)
-    return FsspecSource(url, filesystem, filesystem._strip_protocol(url))
+    return LocalSource(url) if local_path(url) is not None else RemoteSource(url, storage_options)
 
 
-def open_folder(
-    url: str, storage_options: Mapping[str, Any] | None = None
-) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_folder(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and path of a folder, for the few small files of a catalog and for listings."""
     path = local_path(url)
     if path is not None:

@@ -7,7 +7,8 @@ the directory once and then one small block.
 
 ::
 
-    "OPTT" version:u16 levels:u16 directory_bytes:u32 | directory (zstd): per level tiles:u32, per block end:u64 | blocks
+    "OPTT" version:u16 levels:u16 directory_bytes:u32 | directory (zstd) | blocks (zstd each)
+    directory: per level tiles:u32, then per block its end:u64
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 
 from online_patching.errors import CatalogError
 from online_patching.formats.header import TileRanges
@@ -60,7 +62,9 @@ def encode_tile_table(levels: Sequence[TileRanges]) -> bytes:
         count = len(ranges.offset)
         directory += struct.pack("<I", count)
         for first in range(0, count, BLOCK_TILES):
-            blocks.append(_encode_block(ranges.offset[first : first + BLOCK_TILES], ranges.length[first:][:BLOCK_TILES]))
+            blocks.append(
+                _encode_block(ranges.offset[first : first + BLOCK_TILES], ranges.length[first:][:BLOCK_TILES])
+            )
             end += len(blocks[-1])
             directory += struct.pack("<Q", end)
     packed = bytes(imagecodecs.zstd_encode(bytes(directory), level=9))
@@ -120,7 +124,7 @@ def decode_block(packed: bytes, name: str) -> TileRanges:
     return TileRanges(offsets, lengths)
 
 
-def _encode_block(offset: np.ndarray, length: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def _encode_block(offset: npt.NDArray[np.uint64], length: npt.NDArray[np.uint32]) -> bytes:
     starts = offset.astype(np.int64)
     lengths = length.astype(np.uint32)
     gaps = np.zeros(len(starts), np.int64)
@@ -129,9 +133,9 @@ def _encode_block(offset: np.ndarray, length: np.ndarray) -> bytes:  # type: ign
     return bytes(imagecodecs.zstd_encode(raw, level=9))
 
 
-def _planes(values: np.ndarray, width: int) -> bytes:  # type: ignore[type-arg]
+def _planes(values: npt.NDArray[np.generic], width: int) -> bytes:
     return values.view(np.uint8).reshape(-1, width).T.tobytes()
 
 
-def _joined(planes: bytes, width: int) -> np.ndarray:  # type: ignore[type-arg]
+def _joined(planes: bytes, width: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(width, -1).T).reshape(-1)

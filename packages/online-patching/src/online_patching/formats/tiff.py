@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from online_patching.bytesource import ByteSource, shown_url
 from online_patching.errors import SlideFormatError
+
+ByteOrder = Literal["<", ">"]
 
 WINDOW_BYTES = 16 * 1024
 MAX_IFDS = 256
@@ -35,6 +38,9 @@ IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257,
 IMAGE_DESCRIPTION, ORIENTATION, SAMPLES_PER_PIXEL, X_RESOLUTION, Y_RESOLUTION = 270, 274, 277, 282, 283
 PLANAR_CONFIGURATION, RESOLUTION_UNIT, SOFTWARE, PREDICTOR, TILE_WIDTH, TILE_LENGTH = 284, 296, 305, 317, 322, 323
 TILE_OFFSETS, TILE_BYTE_COUNTS, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 339, 347
+
+
+_BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "<", b"MM": ">"}
 
 
 class HeaderReader:
@@ -90,7 +96,7 @@ class _Entry:
 class TiffIfd:
     """One image file directory; values are read when asked for."""
 
-    def __init__(self, reader: HeaderReader, order: str, entries: dict[int, _Entry]) -> None:
+    def __init__(self, reader: HeaderReader, order: ByteOrder, entries: dict[int, _Entry]) -> None:
         self._reader = reader
         self._order = order
         self._entries = entries
@@ -155,7 +161,7 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     if reader.size < 16:
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, 16)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
+    order = _BYTE_ORDERS.get(head[:2])
     magic = struct.unpack(order + "H", head[2:4])[0] if order else None
     if order is None or magic not in (42, 43):
         raise reader.error(f"not a TIFF: it starts with {head[:4]!r}; slides here are SVS or pyramidal TIFF files")
@@ -176,7 +182,7 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     return ifds
 
 
-async def _read_ifd(reader: HeaderReader, order: str, big: bool, offset: int) -> tuple[TiffIfd, int]:
+async def _read_ifd(reader: HeaderReader, order: ByteOrder, big: bool, offset: int) -> tuple[TiffIfd, int]:
     count_format, entry_size, inline = ("Q", 20, 8) if big else ("H", 12, 4)
     count_size = struct.calcsize("=" + count_format)
     (count,) = struct.unpack(order + count_format, await reader.read(offset, count_size))

@@ -96,10 +96,12 @@ async def _read_level(reader: HeaderReader, ifd: TiffIfd) -> tuple[LevelGeometry
         raise reader.error(f"{tiles} tiles expected, {len(offset)} offsets and {len(length)} lengths found: damaged")
     if offset.dtype.kind != "u" or length.dtype.kind != "u":
         raise reader.error("tile offsets are not whole numbers: the file is damaged")
-    end = offset.astype(np.float64) + length.astype(np.float64)
-    beyond = int(np.count_nonzero((end > reader.size) & (length > 0)))
+    lengths = length.astype(np.float64)
+    beyond = int(np.count_nonzero((offset.astype(np.float64) + lengths > reader.size) & (lengths > 0)))
     if beyond:
-        raise reader.error(f"{beyond} of {tiles} tiles lie past the file's end at {reader.size}: cut off; copy it again")
+        raise reader.error(
+            f"{beyond} of {tiles} tiles lie past the file's end at {reader.size}: cut off; copy it again"
+        )
     return geometry, encoding, TileRanges(offset.astype(np.uint64), length.astype(np.uint32))
 
 
@@ -139,9 +141,7 @@ def _with_downsamples(reader: HeaderReader, levels: list[LevelGeometry]) -> list
                 " are not levels of one pyramid"
             )
         mean = (down_x + down_y) / 2
-        result.append(
-            LevelGeometry(level.width_px, level.height_px, level.tile_width_px, level.tile_height_px, mean)
-        )
+        result.append(LevelGeometry(level.width_px, level.height_px, level.tile_width_px, level.tile_height_px, mean))
     return result
 
 
