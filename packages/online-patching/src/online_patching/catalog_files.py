@@ -23,9 +23,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from online_patching.bytesource import ObjectInfo, join_url, local_path, shown_url, storage_error
 from online_patching.errors import CatalogError, NotFoundError
 from online_patching.formats.header import Codec, SlideHeader, TileEncoding
@@ -112,6 +109,9 @@ class CatalogFolder:
         Raises:
             CatalogError: No catalog there, or one of a newer format.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         try:
             about = json.loads(self.read("catalog.json"))
             table = pq.read_table(pa.BufferReader(self.read("slides.parquet")))
@@ -127,6 +127,9 @@ class CatalogFolder:
 
     def write_rows(self, rows: Iterable[SlideRow]) -> None:
         """Write the slide table, and with it the mark that the folder is a catalog."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         ordered = sorted(rows, key=lambda row: row.id)
         user_columns = sorted({name for row in ordered for name in row.columns})
         data: dict[str, Any] = {

@@ -140,12 +140,11 @@ def tiles_of_window(window: LevelWindow, geometry: LevelGeometry) -> list[int]:
     Returns:
         Ascending tile numbers; empty when the window lies wholly outside.
     """
-    x0 = max(window.x_level_px, 0) // geometry.tile_width_px
-    y0 = max(window.y_level_px, 0) // geometry.tile_height_px
-    x_end = min(window.x_level_px + window.width_level_px, geometry.width_px)
-    y_end = min(window.y_level_px + window.height_level_px, geometry.height_px)
-    return [
-        row * geometry.tiles_x + column
-        for row in range(y0, -(-y_end // geometry.tile_height_px))
-        for column in range(x0, -(-x_end // geometry.tile_width_px))
-    ]
+    left, upper = max(window.x_level_px, 0), max(window.y_level_px, 0)
+    right = min(window.x_level_px + window.width_level_px, geometry.width_px)
+    lower = min(window.y_level_px + window.height_level_px, geometry.height_px)
+    if left >= right or upper >= lower:
+        return []
+    columns = range(left // geometry.tile_width_px, -(-right // geometry.tile_width_px))
+    rows = range(upper // geometry.tile_height_px, -(-lower // geometry.tile_height_px))
+    return [row * geometry.tiles_x + column for row in rows for column in columns]

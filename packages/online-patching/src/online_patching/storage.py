@@ -19,10 +19,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import fsspec
 
 from online_patching.bytesource import (
     ByteRange,
@@ -36,6 +34,9 @@ from online_patching.bytesource import (
 )
 from online_patching.errors import NotFoundError, StorageError
 from online_patching.obstore_source import obstore_source_for
+
+if TYPE_CHECKING:
+    import fsspec
 
 SLIDE_SUFFIXES = (".svs", ".tif", ".tiff")
 
@@ -127,6 +128,9 @@ _sources: dict[tuple[int, str, str], Any] = {}
 def _filesystem(scheme: str, storage_options: Mapping[str, Any] | None) -> fsspec.AbstractFileSystem:
     key = (os.getpid(), scheme, repr(sorted((storage_options or {}).items())))
     if key not in _sources:
+        # Costs a quarter of the package's import time and local slides do without.
+        import fsspec
+
         try:
             _sources[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **dict(storage_options or {}))
         except (ImportError, ValueError) as error:

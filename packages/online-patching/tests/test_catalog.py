@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from online_patching import Catalog, CatalogError, PatchRequest, SlideChangedError, open_slide
+from online_patching.bytesource import ByteRange
+from online_patching.jobs import compute_foreground, index_cohort
+from s3_server import S3Server
+from written_slides import tissue_image, write_pyramid
+
+
+def test_patches_over_many_slides_come_in_order(catalog: Catalog, slide_folder: Path) -> None:
+    requests = [
+        PatchRequest("c", 100, 100, 64, 0.5),
+        PatchRequest("a", 300, 200, 96, 1.0),
+        PatchRequest("c", 400, 300, 64, 0.25),
+        PatchRequest("b", 10, 700, 32, 2.0),
+    ]
+    for request, patch in zip(requests, catalog.read_patches(requests), strict=True):
+        slide = open_slide(str(slide_folder / f"{request.slide_id}.svs"))
+        alone = slide.read_patch(
+            x_level0_px=request.x_level0_px,
+            y_level0_px=request.y_level0_px,
+            size_px=request.size_px,
+            mpp=request.mpp,
+        )
+        np.testing.assert_array_equal(patch, alone)
+
+
+def test_the_slide_table_is_plain_parquet_with_user_columns(catalog_url: str) -> None:
+    table = pq.read_table(f"{catalog_url}/slides.parquet").to_pylist()
+    assert [row["id"] for row in table] == ["a", "b", "c"]
+    assert [row["mpp"] for row in table] == [0.5, 0.25, 0.26]
+    assert {row["patient"] for row in table} == {"p-a", "p-b", "p-c"}
+    assert all(row["foreground_area_mm2"] > 0 for row in table)
+
+
+def test_indexing_again_does_only_what_is_new_or_changed(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for name in "xy":
+        write_pyramid(slides / f"{name}.svs", tissue_image(500, 500, 1))
+    urls = [str(slides / f"{name}.svs") for name in "xyz"]
+    url = str(tmp_path / "catalog")
+    assert index_cohort(urls[:2], url, progress=False).done == 2
+    write_pyramid(slides / "z.svs", tissue_image(500, 500, 2))
+    report = index_cohort(urls, url, progress=False)
+    assert (report.done, report.kept) == (1, 2)
+    assert compute_foreground(url, progress=False).done == 3
+    write_pyramid(slides / "y.svs", tissue_image(520, 500, 3))
+    with pytest.raises(SlideChangedError, match="index` again"):
+        Catalog.open(url).read_patches([PatchRequest("y", 0, 0, 64, 0.5)])
+    report = index_cohort(urls, url, progress=False)
+    assert (report.done, report.kept) == (1, 2)
+    assert compute_foreground(url, progress=False).done == 1
+    assert Catalog.open(url).row("y").header.levels[0].width_px == 520
+
+
+def test_a_stopped_job_keeps_the_slides_that_were_done(tmp_path: Path) -> None:
+    path = tmp_path / "x.svs"
+    write_pyramid(path, tissue_image(500, 500, 1))
+    url = str(tmp_path / "catalog")
+    index_cohort([str(path)], url, progress=False)
+    # As if the job had been stopped before it wrote the table.
+    (tmp_path / "catalog" / "slides.parquet").unlink()
+    report = index_cohort([str(path)], url, progress=False)
+    assert (report.done, report.kept, report.requests) == (0, 1, 0)
+    assert len(Catalog.open(url)) == 1
+
+
+def test_one_bad_slide_does_not_stop_the_others(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "good.svs", tissue_image(500, 500, 1))
+    (tmp_path / "bad.svs").write_bytes(b"no slide" * 100)
+    report = index_cohort(
+        [str(tmp_path / n) for n in ("bad.svs", "good.svs", "gone.svs")], str(tmp_path / "c"), progress=False
+    )
+    assert report.done == 1
+    assert [failure.slide for failure in report.failures] == ["bad", "gone"]
+    assert "not a TIFF" in report.failures[0].reason
+    assert len(Catalog.open(str(tmp_path / "c"))) == 1
+
+
+def test_two_slides_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="given twice"):
+        index_cohort(
+            [str(tmp_path / "a" / "x.svs"), str(tmp_path / "b" / "x.svs")], str(tmp_path / "c"), progress=False
+        )
+
+
+def test_mpp_is_taken_from_the_user_where_it_is_missing(slide_folder: Path, tmp_path: Path) -> None:
+    urls = [str(slide_folder / "no_mpp.svs"), str(slide_folder / "a.svs")]
+    index_cohort(urls, str(tmp_path / "c"), progress=False)
+    assert Catalog.open(str(tmp_path / "c")).row("no_mpp").header.mpp is None
+    index_cohort(urls, str(tmp_path / "c"), mpp=0.4, progress=False)
+    catalog = Catalog.open(str(tmp_path / "c"))
+    assert (catalog.row("no_mpp").header.mpp, catalog.row("a").header.mpp) == (0.4, 0.5)
+    index_cohort(urls, str(tmp_path / "d"), columns={"no_mpp": {"mpp": "0.3", "patient": "7"}}, progress=False)
+    row = Catalog.open(str(tmp_path / "d")).row("no_mpp")
+    assert (row.header.mpp, row.columns) == (0.3, {"patient": "7"})
+    assert index_cohort(urls, str(tmp_path / "d"), mpp={"no_mpp": -1.0}, progress=False).failures[0].slide == "no_mpp"
+
+
+def test_errors_name_the_catalog_and_the_remedy(catalog_url: str, catalog: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match="no slide 'z' among 3"):
+        catalog.row("z")
+    with pytest.raises(CatalogError, match="online-patching index"):
+        Catalog.open(str(tmp_path))
+    newer = tmp_path / "newer"
+    shutil.copytree(catalog_url, newer)
+    (newer / "catalog.json").write_text(json.dumps({"format_version": 99}))
+    with pytest.raises(CatalogError, match="format_version 99"):
+        Catalog.open(str(newer))
+
+
+def test_a_look_up_reads_little_of_the_tile_table(tmp_path: Path) -> None:
+    path = tmp_path / "x.svs"
+    write_pyramid(path, tissue_image(6000, 4000, 1), tile=16, downsamples=(1,), compression=None)
+    index_cohort([str(path)], str(tmp_path / "c"), progress=False)
+    catalog = Catalog.open(str(tmp_path / "c"))
+    handle = catalog.handle("x")
+    read: list[int] = []
+    source = handle.lookup._source  # type: ignore[attr-defined]
+    original = source.__class__.read_ranges
+
+    async def counted(self: object, ranges: Sequence[ByteRange], **kwargs: object) -> list[bytes]:
+        if self is source:
+            read.extend(length for _, length in ranges)
+        return await original(self, ranges, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source.__class__, "read_ranges", counted)
+        catalog.read_patches([PatchRequest("x", 3000, 2000, 32, 0.5)])
+    assert 0 < sum(read) <= 16 * 1024
+    table = (tmp_path / "c" / "slides" / "x" / "tiles.optt").stat().st_size
+    assert table <= 5 * 375 * 250
+
+
+def test_a_catalog_travels_to_other_processes(catalog: Catalog) -> None:
+    copy = pickle.loads(pickle.dumps(catalog))
+    request = [PatchRequest("a", 300, 200, 96, 1.0)]
+    np.testing.assert_array_equal(copy.read_patches(request)[0], catalog.read_patches(request)[0])
+
+
+def test_a_catalog_in_a_bucket_holds_no_credentials(s3_server: S3Server, slide_folder: Path, tmp_path: Path) -> None:
+    slides = s3_server.upload(slide_folder, "catalog-slides")
+    s3_server.client().create_bucket(Bucket="catalogs")
+    options = s3_server.storage_options
+    index_cohort([f"{slides}/a.svs"], "s3://catalogs/one", storage_options=options, progress=False)
+    compute_foreground("s3://catalogs/one", storage_options=options, progress=False)
+    catalog = Catalog.open("s3://catalogs/one", storage_options=options)
+    assert catalog.read_patches([PatchRequest("a", 300, 200, 96, 1.0)])[0].shape == (96, 96, 3)
+    client = s3_server.client()
+    keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="catalogs")["Contents"]]
+    assert len(keys) == 5
+    for key in keys:
+        body = client.get_object(Bucket="catalogs", Key=key)["Body"].read()
+        assert options["secret"].encode() not in body
+        assert options["key"].encode() not in body

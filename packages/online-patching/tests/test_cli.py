@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from online_patching import Catalog
+from online_patching.cli import main
+
+
+def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog = str(tmp_path / "catalog")
+    columns = tmp_path / "columns.csv"
+    columns.write_text("file,patient,mpp\na.svs,p1,\nno_mpp.svs,p2,\n")
+    assert main(["index", str(slide_folder), "--catalog", catalog, "--columns", str(columns), "--foreground"]) == 0
+    shown = capsys.readouterr()
+    assert "indexed 4 slides" in shown.out
+    assert "slide no_mpp: no mpp in its headers" in shown.err
+    assert Catalog.open(catalog).row("a").columns == {"patient": "p1"}
+
+    assert main(["index", str(slide_folder), "--catalog", catalog, "--mpp", "no_mpp=0.5"]) == 0
+    assert "no mpp" not in capsys.readouterr().err
+    assert main(["info", "--catalog", catalog]) == 0
+    assert "no_mpp: aperio, 600 x 600 px, 2 levels, 0.5 um/px" in capsys.readouterr().out
+    assert main(["info", str(slide_folder / "c.svs")]) == 0
+    assert "level 1" in capsys.readouterr().out
+
+    picture = tmp_path / "p.png"
+    assert main(["preview", "--catalog", catalog, "--size-px", "64", "--mpp", "1.0", "--output", str(picture)]) == 0
+    assert cv2.imread(str(picture)).std() > 10
+    capsys.readouterr()
+    assert main(["bench", "--catalog", catalog, "--size-px", "64", "--mpp", "1.0", "--patches", "50"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["format_version"] == 1
+    assert result["patches_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["index", "{none}", "--catalog", "{out}"], "no such folder"),
+        (["index", "{empty}", "--catalog", "{out}"], "no slides found"),
+        (["index", "{bad}", "--catalog", "{out}"], "none of 1 slides could be indexed"),
+        (["index", "{good}", "--catalog", "{out}", "--mpp", "x=y"], "in um per pixel"),
+        (["index", "{good}", "--catalog", "{out}", "--columns", "{none}"], "cannot be read"),
+        (["foreground", "--catalog", "{empty}"], "no catalog there"),
+        (["info"], "either a slide or --catalog"),
+        (["bench", "--catalog", "{none}"], "no catalog there"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    arguments: list[str], reason: str, slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.svs").write_bytes(b"no slide" * 10)
+    places = {
+        "none": tmp_path / "none",
+        "empty": tmp_path / "empty",
+        "bad": tmp_path / "bad",
+        "good": slide_folder / "a.svs",
+        "out": tmp_path / "out",
+    }
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    shown = capsys.readouterr().err
+    assert reason in shown
+    assert "Traceback" not in shown
+
+
+def test_a_bad_slide_among_good_ones_is_named_and_told_by_the_exit_code(
+    slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.svs"
+    bad.write_bytes((slide_folder / "a.svs").read_bytes()[:2000])
+    assert main(["index", str(slide_folder / "a.svs"), str(bad), "--catalog", str(tmp_path / "c")]) == 1
+    assert "left out bad: " in capsys.readouterr().err
+    assert len(Catalog.open(str(tmp_path / "c"))) == 1

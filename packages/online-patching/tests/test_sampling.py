@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from online_patching import SamplingError
+from online_patching.sampling import can_hold_patch, foreground_share, generator, sample_position
+
+WIDTH, HEIGHT = 2000, 1500
+
+
+def blobs(circles: list[tuple[int, int, int]]) -> shapely.Geometry:
+    polygon = shapely.union_all([shapely.Point(x, y).buffer(r) for x, y, r in circles])
+    polygon = shapely.intersection(polygon, shapely.box(0, 0, WIDTH, HEIGHT))
+    shapely.prepare(polygon)
+    return polygon
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    circles=st.lists(
+        st.tuples(st.integers(0, WIDTH), st.integers(0, HEIGHT), st.integers(60, 500)), min_size=1, max_size=6
+    ),
+    size=st.integers(16, 400),
+    share=st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_every_sample_has_its_foreground_and_lies_on_the_slide(
+    circles: list[tuple[int, int, int]], size: int, share: float, seed: int
+) -> None:
+    polygon = blobs(circles)
+    assume(can_hold_patch(polygon.area, size, share))
+    try:
+        position = sample_position(
+            polygon,
+            size_level0_px=size,
+            width_level0_px=WIDTH,
+            height_level0_px=HEIGHT,
+            min_foreground=share,
+            rng=generator(seed, 3),
+        )
+    except SamplingError:
+        return
+    x, y = position.x_level0_px, position.y_level0_px
+    exact = polygon.intersection(shapely.box(x, y, x + size, y + size)).area / size**2
+    assert position.foreground == pytest.approx(exact, abs=1e-9)
+    assert exact >= share - 1e-9
+    assert exact > 0
+    assert 0 <= x <= WIDTH - size
+    assert 0 <= y <= HEIGHT - size
+
+
+def test_positions_are_uniform_over_all_that_are_allowed() -> None:
+    polygon = blobs([(300, 300, 90), (700, 350, 120)])
+    size, share, draws = 100, 0.4, 4000
+    allowed = {
+        (x, y)
+        for x in range(100, 900, 5)
+        for y in range(100, 600, 5)
+        if foreground_share(polygon, x + 2, y + 2, size) >= share
+    }
+    counts: dict[tuple[int, int], int] = {}
+    for index in range(draws):
+        position = sample_position(
+            polygon,
+            size_level0_px=size,
+            width_level0_px=1000,
+            height_level0_px=700,
+            min_foreground=share,
+            rng=generator(0, index),
+        )
+        # Bins of 50 px: enough draws a bin for a chi-square test.
+        key = (position.x_level0_px // 50, position.y_level0_px // 50)
+        counts[key] = counts.get(key, 0) + 1
+    expected: dict[tuple[int, int], float] = {}
+    for x, y in allowed:
+        key = (x // 50, y // 50)
+        expected[key] = expected.get(key, 0) + draws / len(allowed)
+    bins = [key for key, value in expected.items() if value >= 15]
+    chi_square = sum((counts.get(key, 0) - expected[key]) ** 2 / expected[key] for key in bins)
+    # Mean of chi-square is its degrees of freedom, standard deviation sqrt(2 x that); the grid of 5 px adds a little.
+    assert chi_square < len(bins) + 4 * np.sqrt(2 * len(bins)) + 0.1 * len(bins)
+
+
+def test_a_sample_depends_on_seed_and_number_only() -> None:
+    first = [generator(7, k).random() for k in range(5)]
+    assert first == [generator(7, k).random() for k in range(5)]
+    assert len({*first, *(generator(8, k).random() for k in range(5)), generator(7, 0, attempt=1).random()}) == 11
+
+
+def test_impossible_samples_are_errors_and_no_endless_search() -> None:
+    sliver = shapely.box(100, 100, 101, 1400)
+    with pytest.raises(SamplingError):
+        sample_position(
+            sliver,
+            size_level0_px=200,
+            width_level0_px=WIDTH,
+            height_level0_px=HEIGHT,
+            min_foreground=0.4,
+            rng=generator(0, 0),
+        )
+    with pytest.raises(SamplingError, match="too small"):
+        sample_position(
+            shapely.MultiPolygon(),
+            size_level0_px=10,
+            width_level0_px=WIDTH,
+            height_level0_px=HEIGHT,
+            min_foreground=0.0,
+            rng=generator(0, 0),
+        )
+
+
+def test_a_slide_smaller_than_the_patch_is_sampled_around() -> None:
+    polygon = shapely.box(0, 0, 80, 80)
+    position = sample_position(
+        polygon, size_level0_px=100, width_level0_px=80, height_level0_px=80, min_foreground=0.5, rng=generator(0, 0)
+    )
+    assert -20 <= position.x_level0_px <= 0
+    assert position.foreground == pytest.approx(0.64)
