@@ -1,0 +1,157 @@
+"""The main job from end to end: slides in a bucket -> catalog -> patches -> DINO -> evaluation -> report.
+
+    python tools/demo.py                                            sample slides, made and served here
+    python tools/demo.py --slides URL-OR-FOLDER --eval FOLDER       your own (FOLDER holds index.csv)
+
+Every step is a command of one of the three packages, shown before it runs, so that each can be repeated by hand. Slides
+and catalog of an earlier run are used again where they still fit; training starts anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from make_sample_slides import make_patches, make_slides
+from s3_server import S3Server
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOUR_PROBE = "fm_eval.ColourHistogram"
+PATCHES_PER_CLASS = 500
+
+
+class StepFailed(Exception):
+    """A command of the job failed; it has said why."""
+
+
+def main() -> int:
+    """Run the demo; returns its exit code."""
+    arguments = _parse()
+    started = time.monotonic()
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with _slides(arguments) as (slides, columns):
+            left_out = _index(arguments, slides, columns)
+            results = [path for seed in range(arguments.seeds) for path in _train_and_evaluate(arguments, seed)]
+        _run("fm-eval", "report", *results, "--output", output / "report.html", "--summary", output / "result.json")
+    except StepFailed as failure:
+        print(f"demo: {failure}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
+    print(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes")
+    for role, scores in json.loads((output / "result.json").read_text()).items():
+        if isinstance(scores, dict) and "mean" in scores:
+            print(f"  {role:8} balanced accuracy {scores['mean']:.3f} ± {scores['std']:.3f}")
+    print(f"  report   {output / 'report.html'}\n  numbers  {output / 'result.json'}")
+    if left_out:
+        print("demo: slides were left out, see the lines that begin with 'left out'", file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slides", nargs="+", help="slides or folders of slides, local or URL (default: samples)")
+    parser.add_argument("--eval", type=Path, help="folder with index.csv: path,label,group_id,split (default: samples)")
+    parser.add_argument("--mpp", action="append", default=[], help="um/px for slides that state none: VALUE or ID=VALUE")
+    parser.add_argument("--columns", type=Path, help="CSV with columns to add to the catalog")
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "ssl" / "demo.yaml")
+    parser.add_argument("--seeds", type=int, default=1, help="training seeds; the report shows mean and std over them")
+    parser.add_argument("--output", type=Path, default=Path("demo"))
+    arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds: got {arguments.seeds}, allowed at least 1")
+    for name in ("eval", "config", "columns"):
+        path = getattr(arguments, name)
+        if path is not None and not path.exists():
+            parser.error(f"--{name} {path}: does not exist")
+    return arguments
+
+
+@contextlib.contextmanager
+def _slides(arguments: argparse.Namespace) -> Iterator[tuple[list[str], Path | None]]:
+    """Where the slides lie while the block runs, and the CSV of their columns."""
+    if arguments.slides:
+        yield arguments.slides, arguments.columns
+        return
+    folder = arguments.output / "slides"
+    if not (folder / "slides.csv").exists():
+        _say("make sample slides")
+        make_slides(folder)
+    _say("serve them from an S3 store on loopback")
+    with S3Server() as server:
+        url = server.upload(folder, "slides")
+        # By the environment, so that no credential enters a catalog or a config.
+        os.environ.update(server.environment)
+        print(f"{url} at {server.endpoint_url}")
+        yield [url], folder / "slides.csv"
+
+
+def _index(arguments: argparse.Namespace, slides: list[str], columns: Path | None) -> bool:
+    """Catalog with foreground; returns whether slides were left out."""
+    catalog = arguments.output / "catalog"
+    options: list[object] = [f"--mpp={value}" for value in arguments.mpp]
+    if columns is not None:
+        options += ["--columns", columns]
+    # Exit code 1: some slides were left out, each by name; the catalog of the others is whole.
+    code = _run("online-patching", "index", *slides, "--catalog", catalog, *options, "--foreground", accept=(0, 1))
+    return code == 1
+
+
+def _train_and_evaluate(arguments: argparse.Namespace, seed: int) -> list[Path]:
+    """Train one seed and evaluate it before and after; returns the result files."""
+    output: Path = arguments.output
+    run = output / f"seed_{seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    common = ["--config", arguments.config, f"--seed_everything={seed}"]
+    common.append(f"--data.stream.init_args.catalog={output / 'catalog'}")
+    _run("ssl-train", "export", *common, "--output", run / "random")
+    _run("ssl-train", "fit", *common, f"--trainer.default_root_dir={run}")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    _run("ssl-train", "export", *common, "--ckpt_path", checkpoint, "--output", run / "trained")
+    data = _evaluation_data(arguments)
+    results = []
+    for role, backbone in (("random", run / "random"), ("trained", run / "trained"), ("colour", COLOUR_PROBE)):
+        results.append(run / f"{role}.json")
+        options = ["--backbone", backbone, "--role", role, "--name", role, f"--seed={seed}"]
+        _run("fm-eval", "run", "--data", data, *options, "--output", results[-1])
+    return results
+
+
+def _evaluation_data(arguments: argparse.Namespace) -> Path:
+    if arguments.eval is not None:
+        return Path(arguments.eval)
+    folder: Path = arguments.output / "patches"
+    if not (folder / "index.csv").exists():
+        _say("make labelled patches")
+        make_patches(folder, patches_per_class=PATCHES_PER_CLASS)
+    return folder
+
+
+def _run(program: str, *arguments: object, accept: tuple[int, ...] = (0,)) -> int:
+    words = [program, *(str(argument) for argument in arguments)]
+    _say(shlex.join(words))
+    sys.stdout.flush()
+    code = subprocess.run([str(Path(sys.executable).parent / program), *words[1:]], check=False).returncode
+    if code not in accept:
+        raise StepFailed(f"`{program} {words[1]}` ended with exit code {code}; what it says above is the reason")
+    return code
+
+
+def _say(text: str) -> None:
+    print(f"\n==> {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
