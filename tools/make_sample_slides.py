@@ -1,8 +1,9 @@
 """Makes slides and labelled patches that look and are stored like real ones, from a seed alone.
 
-Steps: `make_slides` plans slides of all encodings, sizes and magnifications, paints them (`sample_slide`) and writes Aperio
-pyramids (`svs_writer`) with a table, `slides.csv`. `make_patches` paints single squares of tissue with other seeds, crops labelled patches
-and writes them with `index.csv`, in group-disjoint splits whose test part has hospitals that no other part has.
+Steps: `make_slides` plans slides of all encodings, sizes and magnifications, paints them (`sample_slide`)
+and writes Aperio pyramids (`svs_writer`) with a table, `slides.csv`. `make_patches` paints single squares
+of tissue with other seeds, crops labelled patches and writes them with `index.csv`, in group-disjoint
+splits whose test part has hospitals that no other part has.
 
     python tools/make_sample_slides.py --output slides --seed 0
     python tools/make_sample_slides.py --patches patches --patches-per-class 300
@@ -25,14 +26,16 @@ from sample_slide import SlidePainter
 from sample_stain import Stain, apply_table, colour_table, draw_hospital_stain, draw_slide_stain
 from sample_tissue import TISSUE_CLASSES, paint_tissue
 from svs_writer import SlideSpec, write_slide
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 U8 = npt.NDArray[np.uint8]
 
 _HOSPITALS = 4  # that send slides; patches for validation and test come from further ones
-_GROUPS = {"train": 12, "val": 4, "test": 8}
+_SHARE_OF_SPLIT = {"train": 1 / 2, "val": 1 / 6, "test": 1 / 3}
 _HOSPITALS_OF_SPLIT = {"train": (0, 1, 2, 3), "val": (4, 5), "test": (6, 7, 8, 9)}
+_PATCHES_PER_GROUP = 12.5  # of a class; a square of tissue holds 16 that do not overlap
 _PATCH_MPP = 0.5
+_FAST_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 # First numbers of the keys of the random generators: nothing is drawn twice from one key.
 _HOSPITAL_KEY, _SLIDE_KEY, _PATCH_KEY = 0, 1, 2
 
@@ -62,7 +65,13 @@ _SILENT_MPP = 0.25  # at which the slide without mpp is painted
 
 
 def make_slides(
-    folder: Path, *, seed: int = 0, slides: int = 8, small: bool = False, workers: int = 2, progress: bool = True
+    folder: Path,
+    *,
+    seed: int = 0,
+    slides: int = 8,
+    small: bool = False,
+    workers: int = 2,
+    progress: bool = True,
 ) -> Path:
     """Writes `slide_00.svs` ... and `slides.csv` (id, file, patient, hospital, mpp, encoding, split).
 
@@ -81,15 +90,15 @@ def make_slides(
         raise ValueError(f"slides {slides}, workers {workers}, seed {seed}: need at least 1, 1 and 0")
     folder.mkdir(parents=True, exist_ok=True)
     plans = [_plan_of(number, seed=seed, small=small) for number in range(slides)]
-    patients = [number * 3 // 4 for number in range(slides)]
+    patients = [_patient_of(number) for number in range(slides)]
     total = sum(plan.size_px[0] * plan.size_px[1] for plan in plans)
     with (
         tqdm(total=total, desc="painting slides", unit="px", unit_scale=True, disable=not progress) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         jobs = [
-            pool.submit(_make_slide, folder, number, plan, seed=seed, patient=patient, small=small, bar=bar)
-            for number, (plan, patient) in enumerate(zip(plans, patients, strict=True))
+            pool.submit(_make_slide, folder, number, seed=seed, small=small, bar=bar)
+            for number in range(slides)
         ]
         for job in jobs:
             job.result()
@@ -116,36 +125,46 @@ def _plan_of(number: int, *, seed: int, small: bool) -> _Plan:
     return _Plan(plan.encoding, plan.tile_px, plan.mpp, (width, height), plan.big_tiff)
 
 
-def _make_slide(
-    folder: Path, number: int, plan: _Plan, *, seed: int, patient: int, small: bool, bar: tqdm[None]
-) -> None:
+def paint_slide(number: int, *, seed: int = 0, small: bool = False) -> tuple[SlideSpec, SlidePainter]:
+    """Returns how `make_slides` stores slide `number`, and the painter of its pixels."""
+    plan = _plan_of(number, seed=seed, small=small)
     rng = np.random.default_rng([seed, _SLIDE_KEY, number])
     width, height = plan.size_px
     mpp = plan.mpp or _SILENT_MPP
-    name = f"slide_{number:02d}"
     spec = SlideSpec(
         width_px=width,
         height_px=height,
         tile_px=plan.tile_px,
         encoding=plan.encoding,
-        quality=60 if plan.encoding.startswith("jp2k") else 75,
+        quality=70 if plan.encoding.startswith("jp2k") else 75,
         mpp=plan.mpp,
         app_mag=None if plan.mpp is None else round(10 / mpp),
         big_tiff=plan.big_tiff,
-        name=name,
+        name=f"slide_{number:02d}",
     )
     painter = SlidePainter(
         width_px=width,
         height_px=height,
         mpp=mpp,
         tile_px=plan.tile_px,
-        stain=draw_slide_stain(_hospital_stain(seed, patient % _HOSPITALS), rng),
+        stain=draw_slide_stain(_hospital_stain(seed, _patient_of(number) % _HOSPITALS), rng),
         square_um=128 if small else 512,
         pen=number % 3 == 1,
         rng=rng,
     )
+    return spec, painter
+
+
+def _make_slide(folder: Path, number: int, *, seed: int, small: bool, bar: tqdm[None]) -> None:
+    spec, painter = paint_slide(number, seed=seed, small=small)
     bands = painter.bands(spec.band_px)
-    write_slide(folder / f"{name}.svs", spec, bands, on_band=lambda rows: bar.update(rows * width))
+    write_slide(
+        folder / f"{spec.name}.svs", spec, bands, on_band=lambda rows: bar.update(rows * spec.width_px)
+    )
+
+
+def _patient_of(number: int) -> int:
+    return number * 3 // 4  # every fourth slide is a second one of the same patient
 
 
 def _split_of_patient(patient: int, last: int) -> str:
@@ -163,13 +182,15 @@ def make_patches(
 ) -> Path:
     """Writes labelled PNG patches at 0.5 um/px and `index.csv` (path, label, group_id, split).
 
-    A group is one synthetic slide: its stain and its own squares of tissue. No square of `make_slides` is among them,
+    A group is one synthetic slide: its stain and its own squares of tissue. No square of `make_slides`
+    is among them,
     and the hospitals of the validation and test groups occur nowhere else.
 
     Args:
         folder: Where to; made if it is not there. One sub-folder a class.
         seed: The same seed makes the same patches.
-        patches_per_class: Of each of `sample_tissue.TISSUE_CLASSES`, over all splits (half of them for training).
+        patches_per_class: Of each of `sample_tissue.TISSUE_CLASSES`, over all splits (from 300 on,
+            half of them for training).
         patch_size: Edge in pixels.
         workers: Groups that are painted at once, in threads.
         progress: Show a bar on stderr.
@@ -177,12 +198,13 @@ def make_patches(
     Returns:
         The path of `index.csv`.
     """
-    groups = [(split, number) for split, count in _GROUPS.items() for number in range(count)]
-    if patches_per_class < len(groups) or patch_size < 16 or workers < 1 or seed < 0:
+    least = sum(map(len, _HOSPITALS_OF_SPLIT.values()))
+    if patches_per_class < least or patch_size < 16 or workers < 1 or seed < 0:
         raise ValueError(
-            f"patches per class {patches_per_class}, patch size {patch_size}, workers {workers}, seed {seed}: "
-            f"need at least {len(groups)} (one a group), 16, 1 and 0"
+            f"patches per class {patches_per_class}, patch size {patch_size}, workers {workers}, "
+            f"seed {seed}: need at least {least} (one a hospital), 16, 1 and 0"
         )
+    groups = _groups(patches_per_class)
     for tissue in TISSUE_CLASSES:
         (folder / tissue).mkdir(parents=True, exist_ok=True)
     share, rest = divmod(patches_per_class, len(groups))
@@ -209,6 +231,15 @@ def make_patches(
     return _write_table(folder / "index.csv", rows)
 
 
+def _groups(patches_per_class: int) -> list[tuple[str, int]]:
+    """Returns (split, number) of all groups: at least one a hospital, more the more patches are asked for."""
+    counts = {
+        split: max(len(hospitals), round(patches_per_class * _SHARE_OF_SPLIT[split] / _PATCHES_PER_GROUP))
+        for split, hospitals in _HOSPITALS_OF_SPLIT.items()
+    }
+    return [(split, number) for split, count in counts.items() for number in range(count)]
+
+
 def _make_group(
     folder: Path,
     split: str,
@@ -230,7 +261,7 @@ def _make_group(
         patches = _tissue_patches(tissue, rng, table, count=count, patch_size=patch_size)
         for position, patch in enumerate(patches):
             path = f"{tissue}/{group}_{position:03d}.png"
-            if not cv2.imwrite(str(folder / path), cv2.cvtColor(patch, cv2.COLOR_RGB2BGR)):
+            if not cv2.imwrite(str(folder / path), cv2.cvtColor(patch, cv2.COLOR_RGB2BGR), _FAST_PNG):
                 raise OSError(f"{folder / path}: cannot be written")
             rows.append({"path": path, "label": tissue, "group_id": group, "split": split})
             bar.update()
@@ -242,19 +273,23 @@ def _tissue_patches(
 ) -> Iterable[U8]:
     """Yields patches of one tissue: windows of squares painted at 40x, halved to 20x, mirrored and turned."""
     edge = 2 * patch_size
-    per_square = 16
+    side = 4  # windows along an edge of a square
     for position in range(count):
-        place = position % per_square
+        place = position % side**2
         if place == 0:
-            square = paint_tissue(tissue, rng, size_px=max(2048, 16 * -(-edge // 4)), mpp=_PATCH_MPP / 2)
-            step = square.shape[0] // 4
-        corner = np.array(divmod(place, 4)) * step + rng.integers(0, max(1, step - edge + 1), 2)
+            square = paint_tissue(
+                tissue, rng, size_px=max(512, 16 * -(-edge * side // 16)), mpp=_PATCH_MPP / 2
+            )
+            step = square.shape[0] // side
+        corner = np.array(divmod(place, side)) * step + rng.integers(0, max(1, step - edge + 1), 2)
         rows, columns = ((start + np.arange(edge)) % square.shape[0] for start in corner)
-        window = square[np.ix_(rows, columns)].astype(np.uint32)
+        window = square[np.ix_(rows, columns)]
         window = np.rot90(window[:, :: int(rng.choice((-1, 1)))], int(rng.integers(4)))
         thickness = int(rng.integers(8, 16))
-        fine = apply_table(table, window | (thickness << 16))
-        yield np.asarray(cv2.resize(fine, (patch_size, patch_size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        fine = apply_table(table, window, thickness)
+        yield np.asarray(
+            cv2.resize(fine, (patch_size, patch_size), interpolation=cv2.INTER_AREA), dtype=np.uint8
+        )
 
 
 def _hospital_stain(seed: int, hospital: int) -> Stain:
@@ -280,14 +315,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write slides and slides.csv here")
     parser.add_argument("--slides", type=int, default=8, help="how many slides (default 8)")
     parser.add_argument("--small", action="store_true", help="slides of about 2000 px, in seconds")
-    parser.add_argument("--patches", type=Path, metavar="FOLDER", help="write labelled patches and index.csv here")
+    parser.add_argument(
+        "--patches", type=Path, metavar="FOLDER", help="write labelled patches and index.csv here"
+    )
     parser.add_argument("--patches-per-class", type=int, default=300, metavar="N", help="default 300")
     parser.add_argument("--patch-size", type=int, default=224, metavar="PX", help="default 224")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="slides painted at once (default 2)")
     options = parser.parse_args(arguments)
     if options.output is None and options.patches is None:
-        parser.error("nothing to make: give --output FOLDER for slides, --patches FOLDER for patches, or both")
+        parser.error(
+            "nothing to make: give --output FOLDER for slides, --patches FOLDER for patches, or both"
+        )
     common = {"seed": options.seed, "workers": options.workers}
     try:
         if options.output is not None:

@@ -1,8 +1,9 @@
 """With which pens is tissue drawn?
 
-Everything here is periodic: a square continues itself at its edges, so that any window of it, wrapped around, is
-seamless. Fields (noise, fibres, cells, radial shapes) are drawn coarsely and enlarged, which is what makes a slide of 200
-megapixels a matter of seconds. Nuclei are drawn from a library of stamps per kind.
+Everything here is periodic: a square continues itself at its edges, so that any window of it, wrapped
+around, is seamless. Fields (noise, fibres, cells, radial shapes) are drawn coarsely and enlarged, which
+is what makes a slide of 200 megapixels a matter of seconds. Nuclei are drawn from a library of stamps per
+kind.
 
 `sample_tissue` combines these into tissue. Lengths are in um; points are (x, y) in um.
 """
@@ -19,7 +20,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 _COARSE = 4  # fields without detail are computed on every fourth pixel
-_STAMPS_PER_ANGLE, _ANGLES = 6, 16
+_STAMPS_PER_ANGLE, _ANGLES = 4, 16
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class Canvas:
     def sample(self, values: F32, points_um: F64) -> F32:
         """Returns the values of a field (size_px, size_px) at points (N, 2)."""
         x_px, y_px = (np.floor(points_um / self.mpp).astype(np.int64) % self.size_px).T
-        return values[y_px, x_px]
+        return np.asarray(values[y_px, x_px], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,9 @@ class RadialShapes:
     def along(
         self, rng: np.random.Generator, *, depth_um: float, spacing_um: float, keep: float
     ) -> tuple[F64, F64]:
-        """Returns points (N, 2) at a depth below all outlines, and the angle of the inward direction at each."""
+        """Returns points (N, 2) at a depth below all outlines, and the angle of the inward direction
+        at each.
+        """
         points, directions = [], []
         for centre, radii in zip(self.centres_um, self.radii_um, strict=True):
             count = max(3, int(2 * np.pi * (radii.mean() - depth_um) / spacing_um))
@@ -113,34 +116,48 @@ def fibres(
 ) -> F32:
     """Returns periodic strands along x (mean 0, standard deviation 1) that sway by about `waviness_um`."""
     straight = _enlarged_noise(canvas, rng, rows_um=thickness_um, columns_um=length_um)
-    sway = _enlarged_noise(canvas, rng, rows_um=110, columns_um=75) * (waviness_um / canvas.mpp)
-    rows, columns = np.indices(straight.shape, dtype=np.float32)
-    size = canvas.size_px
-    return np.asarray(
-        cv2.remap(straight, columns, (rows + sway) % size, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP),
-        dtype=np.float32,
-    )
+    sway = _enlarged_noise(canvas, rng, rows_um=110, columns_um=75)
+    axis = np.arange(canvas.size_px, dtype=np.float32)
+    sway *= waviness_um / canvas.mpp
+    sway += axis[:, None]
+    columns = np.ascontiguousarray(np.broadcast_to(axis, sway.shape))
+    waved = cv2.remap(straight, columns, sway, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return np.asarray(waved, dtype=np.float32)
 
 
 def _enlarged_noise(canvas: Canvas, rng: np.random.Generator, *, rows_um: float, columns_um: float) -> F32:
     nodes = [int(np.clip(canvas.size_um / step, 2, canvas.size_px)) for step in (rows_um, columns_um)]
     coarse = rng.standard_normal(nodes, dtype=np.float32)
     smooth = _enlarge(coarse, canvas.size_px)
-    smooth -= smooth.mean()
-    return smooth / smooth.std()
+    thinned = smooth[::4, ::4]  # enough to know the moments
+    smooth -= thinned.mean()
+    smooth /= thinned.std()
+    return smooth
 
 
 def _enlarge(coarse: F32, size_px: int) -> F32:
-    """Enlarges a periodic field (h, w) to (size_px, size_px), cubic, wrapped around."""
+    """Enlarges a periodic field (h, w) to (size_px, size_px), wrapped around.
+
+    Cubic, along each axis up to a resolution from which linear interpolation cannot be told from it.
+    """
+    steps = [next(step for step in (4, 2, 1) if step == 1 or size_px / n >= 3 * step) for n in coarse.shape]
+    rows, columns = (size_px // step for step in steps)
     pad = 3
     padded = np.pad(coarse, pad, mode="wrap")
-    factors = [size_px / n for n in coarse.shape]
+    shrink_x, shrink_y = coarse.shape[1] / columns, coarse.shape[0] / rows
     # Maps output pixel centres to padded input coordinates.
     matrix = np.array(
-        [[1 / factors[1], 0, 0.5 / factors[1] - 0.5 + pad], [0, 1 / factors[0], 0.5 / factors[0] - 0.5 + pad]]
+        [[shrink_x, 0, 0.5 * shrink_x - 0.5 + pad], [0, shrink_y, 0.5 * shrink_y - 0.5 + pad]],
+        dtype=np.float64,
     )
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(padded, matrix, (size_px, size_px), flags=flags), dtype=np.float32)
+    cubic = np.asarray(cv2.warpAffine(padded, matrix, (columns, rows), flags=flags), dtype=np.float32)
+    if steps == [1, 1]:
+        return cubic
+    wrapped = np.pad(cubic, 1, mode="wrap")
+    size = ((columns + 2) * steps[1], (rows + 2) * steps[0])
+    large = np.asarray(cv2.resize(wrapped, size, interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+    return np.ascontiguousarray(large[steps[0] : steps[0] + size_px, steps[1] : steps[1] + size_px])
 
 
 def jittered_grid(canvas: Canvas, rng: np.random.Generator, *, spacing_um: float, keep: float) -> F64:
@@ -162,14 +179,26 @@ def cells(canvas: Canvas, rng: np.random.Generator, *, spacing_um: float) -> F32
     first = np.full(rows.shape, np.inf, dtype=np.float32)
     second = first.copy()
     for x, y in centres:
-        distance = np.hypot(_wrap(columns - x, canvas.size_um), _wrap(rows - y, canvas.size_um))
-        np.minimum(second, np.maximum(first, distance), out=second)
-        np.minimum(first, distance, out=first)
-    return _enlarge((second - first) / 2, canvas.size_px)
+        near_x, near_y = (
+            np.flatnonzero(np.abs(_wrap(axis - at, canvas.size_um)) < 2.2 * spacing_um)
+            for axis, at in ((x_um, x), (y_um, y))
+        )
+        window = np.ix_(near_y, near_x)
+        distance = np.hypot(
+            _wrap(columns[window] - x, canvas.size_um), _wrap(rows[window] - y, canvas.size_um)
+        )
+        second[window] = np.minimum(second[window], np.maximum(first[window], distance))
+        first[window] = np.minimum(first[window], distance)
+    return _enlarge(((second - first) / 2).astype(np.float32), canvas.size_px)
 
 
 def radial_shapes(
-    canvas: Canvas, rng: np.random.Generator, *, spacing_um: float, radius: tuple[float, float], roughness: float
+    canvas: Canvas,
+    rng: np.random.Generator,
+    *,
+    spacing_um: float,
+    radius: tuple[float, float],
+    roughness: float,
 ) -> RadialShapes:
     """Lays closed, rounded outlines out on a jittered grid; `radius` is a range of shares of the spacing."""
     count = max(2, round(canvas.size_um / spacing_um / 2) * 2)
@@ -209,14 +238,17 @@ def nucleus_stamps(kind: NucleusKind, rng: np.random.Generator, *, mpp: float) -
     across = axis[:, None] * np.cos(angle) - axis * np.sin(angle)
     short = rng.uniform(*kind.radius_um, shape).astype(np.float32)[..., None, None]
     long = short * rng.uniform(*kind.elongation, shape).astype(np.float32)[..., None, None]
-    theta = np.arctan2(across / short, along / long)
-    outline = np.ones_like(theta)
-    for waves in (2, 3, 4):
-        size = rng.normal(0, kind.roughness / 1.5, shape)[..., None, None].astype(np.float32)
-        phase = rng.uniform(0, 2 * np.pi, shape)[..., None, None].astype(np.float32)
-        outline += size * np.cos(waves * theta + phase)
+    x, y = along / long, across / short
+    reach = np.hypot(x, y)
+    outline = np.ones_like(reach)
+    cosine, sine = x / np.maximum(reach, 1e-6), y / np.maximum(reach, 1e-6)
+    wave = cosine, sine
+    for _ in (2, 3, 4):  # cos and sin of twice, three and four times the angle, by the addition theorem
+        wave = wave[0] * cosine - wave[1] * sine, wave[0] * sine + wave[1] * cosine
+        size = rng.normal(0, kind.roughness / 2.1, (2, *shape)).astype(np.float32)[..., None, None]
+        outline += size[0] * wave[0] + size[1] * wave[1]
     # Distance inwards from the outline in um, along the short axis's scale.
-    inwards = (outline - np.hypot(across / short, along / long)) * short
+    inwards = (outline - reach) * short
     inside = np.clip(inwards / 0.6 + 0.5, 0, 1)
     rim = np.exp(-(((inwards - 0.45) / 0.45) ** 2))
     grain = _grain(rng, inwards.shape, sigma_px=0.5 / mpp)
@@ -265,10 +297,12 @@ def _fold(wide: F32, size: int, half: int) -> F32:
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, ...], *, sigma_px: float) -> F32:
-    """Returns blurred noise of standard deviation 1 for a stack of stamps, as one blurred sheet cut into stamps."""
+    """Returns blurred noise of standard deviation 1 for a stack of stamps, as one blurred sheet cut
+    into stamps.
+    """
     sheet = rng.standard_normal((int(np.prod(shape[:-1])), shape[-1]), dtype=np.float32)
     sheet = np.asarray(cv2.GaussianBlur(sheet, (0, 0), max(0.4, sigma_px)), dtype=np.float32)
-    return (sheet / sheet.std()).reshape(shape)
+    return np.asarray((sheet / sheet.std()).reshape(shape), dtype=np.float32)
 
 
 def _coarse_axes(canvas: Canvas) -> tuple[F32, F32]:

@@ -1,9 +1,10 @@
 """How do squares of tissue become a slide?
 
-Steps: a coarse map (one cell for 16 x 16 px) says where tissue lies, which lobule each place belongs to, how thick the section is and where
-somebody drew with a pen. Each lobule shows one tissue class through its own window (shift, mirror, turn) of that class's
-periodic square, and septa of stroma run between lobules, so that the repetition does not show. `SlidePainter.bands` enlarges the map band
-by band and colours it; glass is copied from a few ready tiles.
+Steps: a coarse map (one cell for 16 x 16 px) says where tissue lies, which lobule each place belongs to,
+how thick the section is and where somebody drew with a pen. Each lobule shows one tissue class through
+its own window (shift, mirror, turn) of that class's periodic square, and septa of stroma run between
+lobules, so that the repetition does not show. `SlidePainter.bands` enlarges the map band by band and
+colours it; glass is copied from a few ready tiles.
 
 `sample_tissue` paints the squares, `sample_stain` colours, `svs_writer` takes the bands.
 """
@@ -83,7 +84,9 @@ class SlidePainter:
         self._dither = rng.integers(16, size=(64, 64), dtype=np.uint8)
 
     def bands(self, band_px: int) -> Iterator[U8]:
-        """Yields level 0 from the top, uint8 RGB (band_px, width, 3); `band_px` is a multiple of 16 and the tile."""
+        """Yields level 0 from the top, uint8 RGB (band_px, width, 3); `band_px` is a multiple of 16
+        and the tile.
+        """
         width, height = self._size
         for top in range(0, height, band_px):
             rows = min(band_px, height - top)
@@ -96,7 +99,7 @@ class SlidePainter:
                 self._paint_pen(band, self._pen, cells)
             yield np.ascontiguousarray(band[:rows, :width])
 
-    # The map ----------------------------------------------------------------------------------------------------
+    # The map ----------------------------------------
 
     def _lay_out(self, rng: np.random.Generator) -> None:
         rows, columns = self._shape
@@ -142,10 +145,12 @@ class SlidePainter:
             field = np.maximum(field, radius - np.hypot(x - centre_x, (y - centre_y) * stretch))
         field += 0.02 * self._noise(rng, 120.0) + 0.008 * self._noise(rng, 30.0)
         margin = np.minimum(1 - np.abs(x), 1 - np.abs(y)) - 0.04  # glass all around
-        return np.minimum(field, margin)
+        return np.asarray(np.minimum(field, margin), dtype=np.float32)
 
     def _lobule_cells(self, rng: np.random.Generator, spacing_um: float) -> tuple[npt.NDArray[np.int64], F32]:
-        """Divides the map into rounded, uneven lobules. Returns their numbers and the distance to the next, in um."""
+        """Divides the map into rounded, uneven lobules. Returns their numbers and the distance to the
+        next, in um.
+        """
         rows, columns = self._shape
         bend = 0.12 * spacing_um
         x = (np.arange(columns) * self._cell_um)[None] + bend * self._noise(rng, spacing_um / 2)
@@ -161,17 +166,21 @@ class SlidePainter:
             nearest[distance < first] = number
             np.minimum(second, np.maximum(first, distance), out=second)
             np.minimum(first, distance, out=first)
-        return nearest, (second - first) / 2
+        return nearest, ((second - first) / 2).astype(np.float32)
 
     def _noise(self, rng: np.random.Generator, scale_um: float) -> F32:
         rows, columns = self._shape
         nodes = [max(4, int(n * self._cell_um / scale_um) + 2) for n in (rows, columns)]
         coarse = rng.standard_normal(nodes, dtype=np.float32)
-        smooth = np.asarray(cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
-        return smooth / smooth.std()
+        smooth = np.asarray(
+            cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC), dtype=np.float32
+        )
+        return np.asarray(smooth / smooth.std(), dtype=np.float32)
 
     def _draw_pen(self, rng: np.random.Generator) -> U8:
-        """Draws a loop around a part of the tissue and a stroke in a corner. Returns coverage per cell, 0 to 255."""
+        """Draws a loop around a part of the tissue and a stroke in a corner. Returns coverage per
+        cell, 0 to 255.
+        """
         rows, columns = self._shape
         mask = np.zeros(self._shape, dtype=np.uint8)
         width = max(2, round(min(rows, columns) * 0.035))
@@ -187,7 +196,7 @@ class SlidePainter:
         streaks = np.clip(1 + 0.12 * self._noise(rng, 60.0), 0, 1.05)
         return np.asarray(cv2.GaussianBlur(mask, (0, 0), 1.0) * streaks, dtype=np.uint8)
 
-    # The pixels -------------------------------------------------------------------------------------------------
+    # The pixels ----------------------------------------
 
     def _glass_band(self, top: int, band_px: int) -> U8:
         tile = self._tile_px
@@ -215,7 +224,7 @@ class SlidePainter:
         repeats = (-(-height // 64), -(-width // 64))
         thickness += np.tile(self._dither, repeats)[:height, :width]
         thickness >>= 4
-        coloured = apply_table(self._table, thickness.astype(np.uint32) << 16 | index)
+        coloured = apply_table(self._table, index, thickness)
         target = band[:height, columns.start * _CELL : columns.start * _CELL + width]
         shown = (slice(0, target.shape[0]), slice(0, target.shape[1]))
         target[:] = cv2.copyTo(coloured[shown], thickness[shown], np.ascontiguousarray(target))
@@ -225,7 +234,7 @@ class SlidePainter:
         size = square.shape[0]
         rows = (lobule.corner[1] + lobule.steps[1] * np.arange(y, y + shape[0])) % size
         columns = (lobule.corner[0] + lobule.steps[0] * np.arange(x, x + shape[1])) % size
-        return np.take(np.take(square, rows, axis=0), columns, axis=1)
+        return np.asarray(np.take(np.take(square, rows, axis=0), columns, axis=1), dtype=np.uint16)
 
     def _paint_pen(self, band: U8, pen: U8, cells: slice) -> None:
         columns = np.flatnonzero(pen[cells].any(axis=0))
@@ -241,7 +250,9 @@ class SlidePainter:
 
 
 def _enlarge(cells: U8, rows: slice, columns: slice) -> U8:
-    """Enlarges a part of the map to pixels, bilinear; the result does not depend on which part is asked for."""
+    """Enlarges a part of the map to pixels, bilinear; the result does not depend on which part is
+    asked for.
+    """
     rows_in = np.clip(np.arange(rows.start - 1, rows.stop + 1), 0, cells.shape[0] - 1)
     columns_in = np.clip(np.arange(columns.start - 1, columns.stop + 1), 0, cells.shape[1] - 1)
     part = cells[np.ix_(rows_in, columns_in)]

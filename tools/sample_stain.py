@@ -1,17 +1,19 @@
 """Which colour does a spot have that took up so much haematoxylin and eosin?
 
-Steps: a `Stain` holds one slide's stain vectors, dye strengths and scanner; `colour_table` turns it into a look-up table
-from concentrations to RGB by the law of Beer and Lambert. Tissue is painted as concentrations (`sample_tissue`), so that one look-up per pixel
-colours it, and so that the same structure can take any laboratory's colours.
+Steps: a `Stain` holds one slide's stain vectors, dye strengths and scanner; `colour_table` turns it into
+a look-up table from concentrations to RGB by the law of Beer and Lambert. Tissue is painted as
+concentrations (`sample_tissue`), so that one look-up per pixel colours it, and so that the same structure
+can take any laboratory's colours.
 
-Source of the mean stain vectors: midway between Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23, 2001) and the
-reference matrix of Macenko et al. (ISBI 2009).
+Source of the mean stain vectors: midway between Ruifrok and Johnston (Anal. Quant. Cytol. Histol. 23,
+2001) and the reference matrix of Macenko et al. (ISBI 2009).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -30,7 +32,8 @@ class Stain:
     """How one slide is dyed and scanned.
 
     Attributes:
-        vectors: float32 (2, 3), optical density of haematoxylin and eosin in red, green and blue, of unit length.
+        vectors: float32 (2, 3), optical density of haematoxylin and eosin in red, green and blue, of
+            unit length.
         strength: Factor on the concentration of haematoxylin and of eosin.
         glass: RGB of clear glass, 0 to 255.
         gamma: Exponent of the scanner's response.
@@ -43,12 +46,15 @@ class Stain:
 
 
 def draw_hospital_stain(rng: np.random.Generator) -> Stain:
-    """Draws the habits of one laboratory: dye batches turn the stain vectors, the protocol sets the strengths."""
+    """Draws the habits of one laboratory: dye batches turn the stain vectors, the protocol sets the
+    strengths.
+    """
+    brightness, tint = rng.uniform(228, 245), rng.uniform(-4, 4, 3)
     return _vary(
         Stain(
             vectors=np.array([_HAEMATOXYLIN, _EOSIN], dtype=np.float32),
             strength=(float(rng.uniform(0.6, 1.3)), float(rng.uniform(0.55, 1.5))),
-            glass=(float(rng.uniform(226, 247)), float(rng.uniform(224, 246)), float(rng.uniform(226, 248))),
+            glass=(float(brightness + tint[0]), float(brightness + tint[1]), float(brightness + tint[2])),
             gamma=float(rng.uniform(0.85, 1.2)),
         ),
         rng,
@@ -79,7 +85,8 @@ def colour_table(stain: Stain) -> npt.NDArray[np.uint32]:
     """Returns the colours of all concentrations at all thicknesses.
 
     Returns:
-        uint32 (THICKNESS_LEVELS * 65536,), indexed by `thickness << 16 | haematoxylin << 8 | eosin`; each entry
+        uint32 (THICKNESS_LEVELS * 65536,), indexed by `thickness << 16 | haematoxylin << 8 | eosin`;
+        each entry
         holds the bytes R, G, B, 0 in memory order on a little-endian machine.
     """
     amount = np.arange(256, dtype=np.float32) / _UNIT
@@ -96,7 +103,19 @@ def colour_table(stain: Stain) -> npt.NDArray[np.uint32]:
     return table.view("<u4").ravel()
 
 
-def apply_table(table: npt.NDArray[np.uint32], index: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
-    """Colours an index image (H, W) with a `colour_table`. Returns uint8 RGB (H, W, 3)."""
-    coloured = np.take(table, index).view(np.uint8).reshape(*index.shape, 4)
-    return np.ascontiguousarray(coloured[..., :3])
+def apply_table(
+    table: npt.NDArray[np.uint32], dyes: npt.NDArray[np.uint16], thickness: npt.NDArray[np.uint8] | int
+) -> npt.NDArray[np.uint8]:
+    """Colours an image of concentrations.
+
+    Args:
+        table: From `colour_table`.
+        dyes: (H, W), `haematoxylin << 8 | eosin`.
+        thickness: (H, W) or one number for all, below `THICKNESS_LEVELS`.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+    """
+    index = np.left_shift(thickness, 16, dtype=np.uint32) | dyes
+    coloured = np.take(table, index).view(np.uint8).reshape(*dyes.shape, 4)
+    return np.asarray(cv2.cvtColor(coloured, cv2.COLOR_RGBA2RGB), dtype=np.uint8)

@@ -1,11 +1,13 @@
 """What does each kind of tissue look like under the microscope?
 
-Steps: `paint_tissue` paints one periodic square of a tissue class as two concentrations, haematoxylin and eosin, at any
-pixel size. Each painter lays out architecture (glands, nests, bundles, follicles, fat cells; 50 to 300 um), then cytoplasm and
-fibres, then nuclei (6 to 14 um) with chromatin (about 1 um). The classes differ in structure; how deeply a square
-is dyed varies more within a class than between most of them, so that colour alone is a poor guide.
+Steps: `paint_tissue` paints one periodic square of a tissue class as two concentrations, haematoxylin and
+eosin, at any pixel size. Each painter lays out architecture (glands, nests, bundles, follicles, fat
+cells; 50 to 300 um), then cytoplasm and fibres, then nuclei (6 to 14 um) with chromatin (about 1 um). The
+classes differ in structure; how deeply a square is dyed varies more within a class than between most of
+them, so that colour alone is a poor guide.
 
-`sample_fields` has the drawing tools. `sample_stain` turns concentrations into colours; `sample_slide` arranges squares into a slide.
+`sample_fields` has the drawing tools. `sample_stain` turns concentrations into colours; `sample_slide`
+arranges squares into a slide.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ from sample_fields import (
 TISSUE_CLASSES = ("gland", "tumour", "stroma", "muscle", "lymphoid", "fat")
 """The classes; a label is an index into this tuple."""
 
-_LYMPHOCYTE = NucleusKind(radius_um=(2.6, 3.4), elongation=(1.0, 1.15), roughness=0.04, chromatin=0.30, depth=150)
+_LYMPHOCYTE = NucleusKind(
+    radius_um=(2.6, 3.4), elongation=(1.0, 1.15), roughness=0.04, chromatin=0.30, depth=150
+)
 _SPINDLE = NucleusKind(radius_um=(2.2, 3.0), elongation=(2.4, 4.2), roughness=0.08, chromatin=0.20, depth=130)
 _CIGAR = NucleusKind(radius_um=(2.0, 2.6), elongation=(3.5, 5.5), roughness=0.03, chromatin=0.18, depth=120)
-_COLUMNAR = NucleusKind(radius_um=(2.7, 3.4), elongation=(1.5, 2.1), roughness=0.05, chromatin=0.28, depth=125)
+_COLUMNAR = NucleusKind(
+    radius_um=(2.7, 3.4), elongation=(1.5, 2.1), roughness=0.05, chromatin=0.28, depth=125
+)
 _TUMOUR = NucleusKind(
     radius_um=(3.4, 6.2), elongation=(1.0, 1.55), roughness=0.10, chromatin=0.42, depth=95, nucleoli=2
 )
@@ -63,14 +69,16 @@ def paint_tissue(
     grain = 1 + 0.06 * noise(canvas, rng, scale_um=1.2)
     haematoxylin = np.clip(canvas.haematoxylin * grain, 0, 255).astype(np.uint16)
     eosin = np.clip(canvas.eosin * grain[::-1], 0, 255).astype(np.uint16)
-    return haematoxylin << 8 | eosin
+    return np.asarray(haematoxylin << 8 | eosin, dtype=np.uint16)
 
 
 def _paint_stroma(canvas: Canvas, rng: np.random.Generator) -> None:
     """Wavy collagen with clefts and a few spindle nuclei along the fibres."""
     _lay_collagen(canvas, rng, looseness=float(rng.uniform(0.1, 0.5)))
     points = jittered_grid(canvas, rng, spacing_um=float(rng.uniform(17, 30)), keep=0.7)
-    draw_nuclei(canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.45)
+    draw_nuclei(
+        canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.45
+    )
     _sprinkle_lymphocytes(canvas, rng, spacing_um=float(rng.uniform(35, 60)))
 
 
@@ -95,10 +103,14 @@ def _paint_muscle(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _paint_gland(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Rings of columnar epithelium around a lumen, nuclei at the base, goblet vacuoles above; stroma between."""
+    """Rings of columnar epithelium around a lumen, nuclei at the base, goblet vacuoles above; stroma
+    between.
+    """
     _lay_collagen(canvas, rng, looseness=0.35)
     points = jittered_grid(canvas, rng, spacing_um=13, keep=0.5)
-    draw_nuclei(canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.9)
+    draw_nuclei(
+        canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.9
+    )
     _sprinkle_lymphocytes(canvas, rng, spacing_um=float(rng.uniform(14, 24)))
 
     spacing = float(rng.uniform(112, 165))
@@ -121,7 +133,9 @@ def _paint_gland(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _paint_tumour(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Irregular nests of large, uneven, crowded nuclei with nucleoli; thin septa; here and there a small hole."""
+    """Irregular nests of large, uneven, crowded nuclei with nucleoli; thin septa; here and there a
+    small hole.
+    """
     _lay_collagen(canvas, rng, looseness=0.3)
     _sprinkle_lymphocytes(canvas, rng, spacing_um=float(rng.uniform(13, 26)))
     field = noise(canvas, rng, scale_um=float(rng.uniform(38, 70))) + 0.25 * noise(canvas, rng, scale_um=12)
@@ -157,10 +171,14 @@ def _paint_lymphoid(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _paint_fat(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Large empty cells between thin walls, a flat nucleus here and there in a wall, strands of stroma between."""
+    """Large empty cells between thin walls, a flat nucleus here and there in a wall, strands of stroma
+    between.
+    """
     _lay_collagen(canvas, rng, looseness=0.2)
     points = jittered_grid(canvas, rng, spacing_um=14, keep=0.7)
-    draw_nuclei(canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.4)
+    draw_nuclei(
+        canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.4
+    )
     wall_um = cells(canvas, rng, spacing_um=float(rng.uniform(48, 85)))  # distance to the nearest wall
     strands = smooth_step(noise(canvas, rng, scale_um=80), float(rng.uniform(0.5, 1.1)), 0.12)
     empty = smooth_step(wall_um - 22 * strands, 1.3, 0.7)
@@ -176,8 +194,10 @@ def _sprinkle_lymphocytes(canvas: Canvas, rng: np.random.Generator, *, spacing_u
 
 def smooth_step(field: F32, threshold: float, width: float) -> F32:
     """Returns 0 well below the threshold, 1 well above, with a ramp of the given half width."""
-    ramp = np.clip((field - threshold) / (2 * width) + 0.5, 0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+    ramp = field * np.float32(0.5 / width)
+    ramp += np.float32(0.5 - 0.5 * threshold / width)
+    np.clip(ramp, 0, 1, out=ramp)
+    return np.asarray(ramp * ramp * (3 - 2 * ramp), dtype=np.float32)
 
 
 _PAINTERS: dict[str, Callable[[Canvas, np.random.Generator], None]] = {

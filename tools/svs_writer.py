@@ -1,9 +1,10 @@
 """How is a pyramidal slide written, tile by tile, without holding it in memory?
 
-Steps: `write_slide` takes the finest level as bands (full-width stripes from the top), encodes each band's tiles at once
-and appends them to the file, and keeps only the lower levels, by area averaging. When the last band is in, it
-writes the pages in Aperio's order: baseline (tiled), thumbnail (stripped), lower levels (tiled), label, macro. `TiffPages` is
-the container: blocks first, then the page's offset arrays and IFD, as Aperio does.
+Steps: `write_slide` takes the finest level as bands (full-width stripes from the top), encodes each
+band's tiles at once and appends them to the file, and keeps only the lower levels, by area averaging.
+When the last band is in, it writes the pages in Aperio's order: baseline (tiled), thumbnail (stripped),
+lower levels (tiled), label, macro. `TiffPages` is the container: blocks first, then the page's offset
+arrays and IFD, as Aperio does.
 
 `tile_encoding` makes the bytes of a tile.
 """
@@ -65,13 +66,19 @@ class SlideSpec:
         TileEncoder(encoding=self.encoding, quality=self.quality)  # refuses what it cannot encode
         if self.tile_px < 16 or self.tile_px % 16:
             raise ValueError(f"tile {self.tile_px}: must be a multiple of 16, such as 240 or 256")
-        if self.encoding == "none" and self.tile_px % 32:  # libtiff 4.7 misjudges the size of the last raw tile
-            raise ValueError(f"tile {self.tile_px}: must be a multiple of 32 without compression, such as 256")
+        if (
+            self.encoding == "none" and self.tile_px % 32
+        ):  # libtiff 4.7 misjudges the size of the last raw tile
+            raise ValueError(
+                f"tile {self.tile_px}: must be a multiple of 32 without compression, such as 256"
+            )
         if self.downsamples[:1] != (1,) or list(self.downsamples) != sorted(set(self.downsamples)):
             raise ValueError(f"downsamples {self.downsamples}: must rise from 1, such as 1,4,16")
         if min(self.width_px, self.height_px) < max(self.downsamples):
             size = f"{self.width_px} x {self.height_px}"
-            raise ValueError(f"image of {size} px: too small for downsample {max(self.downsamples)}; leave it out")
+            raise ValueError(
+                f"image of {size} px: too small for downsample {max(self.downsamples)}; leave it out"
+            )
         if self.mpp is not None and not (math.isfinite(self.mpp) and self.mpp > 0):
             raise ValueError(f"mpp {self.mpp}: must be a positive number of um per pixel")
         if self.vendor not in ("aperio", "generic"):
@@ -86,14 +93,15 @@ class SlideSpec:
 
 
 def write_slide(
-    path: Path, spec: SlideSpec, bands: Iterable[U8], *, on_band: Callable[[int], None] = lambda rows: None
+    path: Path, spec: SlideSpec, bands: Iterable[U8], *, on_band: Callable[[int], object] | None = None
 ) -> None:
     """Writes one slide; the file appears under its name only when it is whole.
 
     Args:
         path: The file to write.
         spec: What to write.
-        bands: Level 0 from the top, uint8 RGB (`spec.band_px`, width, 3), the last one as high as what is left.
+        bands: Level 0 from the top, uint8 RGB (`spec.band_px`, width, 3), the last one as high as what
+            is left.
         on_band: Called with the number of rows of each band that is written.
 
     Raises:
@@ -109,14 +117,18 @@ def write_slide(
 
 
 def _write_pages(
-    pages: TiffPages, spec: SlideSpec, bands: Iterable[U8], on_band: Callable[[int], None]
+    pages: TiffPages, spec: SlideSpec, bands: Iterable[U8], on_band: Callable[[int], object] | None
 ) -> None:
-    lower = {d: np.empty((spec.height_px // d, spec.width_px // d, 3), np.uint8) for d in spec.downsamples[1:]}
+    lower = {
+        d: np.empty((spec.height_px // d, spec.width_px // d, 3), np.uint8) for d in spec.downsamples[1:]
+    }
     encoder = TileEncoder(encoding=spec.encoding, quality=spec.quality)
     tiles = _tiles_of_bands(spec, bands, lower, on_band)
     _write_level(pages, spec, 1, (spec.width_px, spec.height_px), tiles, encoder)
     if spec.vendor == "aperio" and lower:
-        thumbnail = _fit(lower[spec.downsamples[-1]], width_px=1024, height_px=768)
+        large_enough = [image for image in lower.values() if image.shape[1] >= 1024 or image.shape[0] >= 768]
+        source = large_enough[-1] if large_enough else next(iter(lower.values()))
+        thumbnail = _fit(source, width_px=min(1024, source.shape[1]), height_px=min(768, source.shape[0]))
         height, width = thumbnail.shape[:2]
         title = f"{spec.width_px}x{spec.height_px} -> {width}x{height} - |{_properties(spec)}"
         _write_stripped(pages, thumbnail, title=title, subfile=0, compression=7)
@@ -132,7 +144,7 @@ def _write_pages(
 
 
 def _tiles_of_bands(
-    spec: SlideSpec, bands: Iterable[U8], lower: dict[int, U8], on_band: Callable[[int], None]
+    spec: SlideSpec, bands: Iterable[U8], lower: dict[int, U8], on_band: Callable[[int], object] | None
 ) -> Iterator[U8]:
     """Yields the tiles of level 0 in row-major order and fills the lower levels on the way."""
     top = 0
@@ -148,7 +160,8 @@ def _tiles_of_bands(
                 part[:] = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
         yield from _tiles_of_rows(spec.tile_px, band)
         top += rows
-        on_band(rows)
+        if on_band is not None:
+            on_band(rows)
     if top != spec.height_px:
         raise ValueError(f"bands ended at row {top} of {spec.height_px}")
 
@@ -199,7 +212,7 @@ def _write_stripped(pages: TiffPages, image: U8, *, title: str, subfile: int, co
         blocks = pages.append(encoder.encode(strip) for strip in strips)
         tags += [(530, _SHORT, (2, 2)), (347, 7, encoder.tables or b"")]
     else:
-        blocks = pages.append(imagecodecs.lzw_encode(strip.tobytes()) for strip in strips)
+        blocks = pages.append(bytes(imagecodecs.lzw_encode(strip.tobytes())) for strip in strips)
     pages.add_page([*tags, *_image_tags((width, height), subfile, compression, 2)], blocks, tiled=False)
 
 
@@ -221,7 +234,9 @@ def _description(text: str) -> Tag:
 
 
 def _properties(spec: SlideSpec) -> str:
-    """Returns the `name = value` list of an Aperio description; unknown values are left out, as TCGA's files do."""
+    """Returns the `name = value` list of an Aperio description; unknown values are left out, as TCGA's
+    files do.
+    """
     known = {
         "AppMag": spec.app_mag,
         "Filename": spec.name.replace("|", "_"),
@@ -263,7 +278,9 @@ class TiffPages:
     def __init__(self, path: Path, *, big_tiff: bool) -> None:
         self._big = big_tiff
         self._file = path.open("wb")
-        self._file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if big_tiff else struct.pack("<2sHI", b"II", 42, 0))
+        self._file.write(
+            struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if big_tiff else struct.pack("<2sHI", b"II", 42, 0)
+        )
         self._link = 8 if big_tiff else 4  # where the offset of the next page goes
 
     def __enter__(self) -> Self:
@@ -283,14 +300,20 @@ class TiffPages:
         return np.array(places, dtype=np.int64).reshape(-1, 2).T
 
     def add_page(self, tags: list[Tag], blocks: npt.NDArray[np.int64], *, tiled: bool) -> None:
-        """Writes the page of blocks that `append` has written: arrays that do not fit an entry, then the IFD."""
+        """Writes the page of blocks that `append` has written: arrays that do not fit an entry, then
+        the IFD.
+        """
         offset_type = _LONG8 if self._big else _LONG
         offsets: Tag = (324 if tiled else 273, offset_type, tuple(blocks[0].tolist()))
         counts: Tag = (325 if tiled else 279, _LONG, tuple(blocks[1].tolist()))
         word, inline_size = ("Q", 8) if self._big else ("I", 4)
         entries = []
         for number, field, values in sorted([*tags, offsets, counts]):
-            data = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_FORMATS[field]}", *values)
+            data = (
+                values
+                if isinstance(values, bytes)
+                else struct.pack(f"<{len(values)}{_FORMATS[field]}", *values)
+            )
             count = len(values) // (2 if field == 5 else 1)
             inline = data if len(data) <= inline_size else struct.pack("<" + word, self._write_aligned(data))
             entries.append(struct.pack(f"<HH{word}", number, field, count) + inline.ljust(inline_size, b"\0"))

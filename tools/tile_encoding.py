@@ -1,9 +1,10 @@
 """How do the bytes of one tile look in an Aperio or generic pyramid?
 
-Steps: an `Encoding` names compression and colour; `TileEncoder` turns uint8 RGB tiles into what the TIFF stores. JPEG
-tiles become *abbreviated* streams: quantisation and Huffman tables move to the JPEGTables tag of the level, and every
-marker that would tell a decoder the colour space (JFIF, Adobe APP14) is left out, as in Aperio's files. For
-JPEG/RGB the components are numbered 0, 1, 2, from which libjpeg guesses YCbCr: only the photometric tag is right.
+Steps: an `Encoding` names compression and colour; `TileEncoder` turns uint8 RGB tiles into what the TIFF
+stores. JPEG tiles become *abbreviated* streams: quantisation and Huffman tables move to the JPEGTables
+tag of the level, and every marker that would tell a decoder the colour space (JFIF, Adobe APP14) is left
+out, as in Aperio's files. For JPEG/RGB the components are numbered 0, 1, 2, from which libjpeg guesses
+YCbCr: only the photometric tag is right.
 
 `svs_writer` puts the tiles into a file.
 """
@@ -27,7 +28,9 @@ _MEMO_TILES = 64  # glass repeats within a slide, tissue does not: a small memo 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Compression and colour of a level: TIFF tags 259, 262 and 530, and the words Aperio's description uses."""
+    """Compression and colour of a level: TIFF tags 259, 262 and 530, and the words Aperio's
+    description uses.
+    """
 
     compression: int
     photometric: int
@@ -52,8 +55,9 @@ class TileEncoder:
 
     Args:
         encoding: A key of `ENCODINGS`.
-        quality: 1 to 100. JPEG: libjpeg's quality. JPEG 2000: a PSNR of `25 + 0.15 * quality` dB, 3 dB more for 33003,
-            where an error of a chroma sample enters two colours.
+        quality: 1 to 100. JPEG: libjpeg's quality. JPEG 2000: a PSNR of `25 + 0.15 * quality` dB, 7 dB
+            more for 33003,
+            where smooth chroma would otherwise pay for coarse luma.
     """
 
     def __init__(self, *, encoding: str, quality: int) -> None:
@@ -91,19 +95,21 @@ class TileEncoder:
     def _encode_jpeg(self, tile: U8) -> bytes:
         if self.encoding.photometric == _RGB:
             stream = imagecodecs.jpeg8_encode(tile, level=self._quality, colorspace=2, outcolorspace=2)
-            tables, body = abbreviate_jpeg(stream, component_ids=(0, 1, 2))
+            tables, body = abbreviate_jpeg(bytes(stream), component_ids=(0, 1, 2))
         else:
             chroma = "422" if self.encoding.subsampling == (2, 1) else "420"
             stream = imagecodecs.jpeg8_encode(tile, level=self._quality, subsampling=chroma)
-            tables, body = abbreviate_jpeg(stream, component_ids=(1, 2, 3))
+            tables, body = abbreviate_jpeg(bytes(stream), component_ids=(1, 2, 3))
         assert self.tables in (None, tables), "tiles of one quality have the same tables"
         self.tables = tables
         return body
 
     def _encode_jpeg2000(self, tile: U8, *, mct: bool) -> bytes:
-        psnr = 25 + 0.15 * self._quality + (0 if mct else 3)
-        options = {"codecformat": "j2k", "reversible": False, "numthreads": 1}
-        return bytes(imagecodecs.jpeg2k_encode(tile, level=psnr, mct=mct, **options))
+        psnr = round(25 + 0.15 * self._quality) + (0 if mct else 7)
+        stream = imagecodecs.jpeg2k_encode(
+            tile, level=psnr, mct=mct, codecformat="j2k", reversible=False, numthreads=1
+        )
+        return bytes(stream)
 
 
 def rgb_to_ycbcr(rgb: U8) -> U8:
@@ -112,7 +118,7 @@ def rgb_to_ycbcr(rgb: U8) -> U8:
         [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], dtype=np.float32
     )
     ycbcr = rgb.astype(np.float32) @ matrix.T + np.array([0, 128, 128], dtype=np.float32)
-    return np.clip(np.rint(ycbcr), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(ycbcr), 0, 255), dtype=np.uint8)
 
 
 def abbreviate_jpeg(stream: bytes, *, component_ids: tuple[int, int, int]) -> tuple[bytes, bytes]:
@@ -123,7 +129,8 @@ def abbreviate_jpeg(stream: bytes, *, component_ids: tuple[int, int, int]) -> tu
         component_ids: The numbers that the frame and scan headers shall give to the components.
 
     Returns:
-        The tables-only stream for tag 347 (SOI, DQT and DHT, EOI) and the image stream (SOI, SOF0, SOS, data, EOI).
+        The tables-only stream for tag 347 (SOI, DQT and DHT, EOI) and the image stream (SOI, SOF0,
+        SOS, data, EOI).
 
     Source: ITU-T T.81, sections B.4 and B.5; TIFF Technical Note 2.
     """
