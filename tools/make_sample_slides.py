@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from sample_slide import SlidePainter
+from sample_slide import PENS, SlidePainter
 from sample_stain import Stain, apply_table, colour_table, draw_hospital_stain, draw_slide_stain
 from sample_tissue import TISSUE_CLASSES, paint_tissue
 from svs_writer import SlideSpec, write_slide
@@ -149,7 +149,7 @@ def paint_slide(number: int, *, seed: int = 0, small: bool = False) -> tuple[Sli
         tile_px=plan.tile_px,
         stain=draw_slide_stain(_hospital_stain(seed, _patient_of(number) % _HOSPITALS), rng),
         square_um=128 if small else 512,
-        pen=number % 3 == 1,
+        pen=list(PENS)[number // 3 % len(PENS)] if number % 3 == 1 else None,
         rng=rng,
     )
     return spec, painter

@@ -26,7 +26,9 @@ F32 = npt.NDArray[np.float32]
 _CELL = 16  # pixels of level 0 per cell of the map, along an edge
 _GLASS_TILES = 4
 _NOMINAL = 12 * 16  # thickness 1.0, in sixteenths of a thickness level
-_PENS = ((0.18, 0.30, 0.78), (0.15, 0.55, 0.30), (0.16, 0.15, 0.17))  # transmission of blue, green, black ink
+PENS = {"blue": (0.18, 0.30, 0.78), "green": (0.15, 0.55, 0.30), "black": (0.16, 0.15, 0.17)}
+"""Inks of pen marks: share of red, green and blue light that they let through."""
+
 _SEPTUM = 0  # lobule number of the septa
 
 
@@ -49,7 +51,7 @@ class SlidePainter:
         tile_px: Edge of the tiles that the slide will be stored in; empty tiles then repeat exactly.
         stain: Its colours.
         square_um: Edge of the periodic squares of tissue; the smaller, the faster and the more repetitive.
-        pen: Draw pen marks.
+        pen: Draw marks with this one of `PENS`, or none.
         rng: Source of all randomness.
     """
 
@@ -62,7 +64,7 @@ class SlidePainter:
         tile_px: int,
         stain: Stain,
         square_um: float,
-        pen: bool,
+        pen: str | None,
         rng: np.random.Generator,
     ) -> None:
         self._size = (width_px, height_px)
@@ -74,8 +76,8 @@ class SlidePainter:
         self._squares = [paint_tissue(tissue, rng, size_px=square_px, mpp=mpp) for tissue in TISSUE_CLASSES]
         self._turned = [np.ascontiguousarray(square.T) for square in self._squares]
         self._lay_out(rng)
-        self._pen = self._draw_pen(rng) if pen else None
-        self._ink = _PENS[int(rng.integers(len(_PENS)))]
+        self._pen = None if pen is None else self._draw_pen(rng)
+        self._ink = (1.0, 1.0, 1.0) if pen is None else PENS[pen]
         self._glass = np.clip(
             np.rint(np.array(stain.glass) + rng.normal(0, 1.1, (_GLASS_TILES, tile_px, tile_px, 1))), 0, 255
         ).astype(np.uint8)

@@ -58,7 +58,7 @@ def draw_hospital_stain(rng: np.random.Generator) -> Stain:
             gamma=float(rng.uniform(0.85, 1.2)),
         ),
         rng,
-        turn=0.075,
+        turn=0.06,
         spread=0.0,
     )
 

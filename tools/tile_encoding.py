@@ -23,6 +23,7 @@ U8 = npt.NDArray[np.uint8]
 
 _RGB, _YCBCR = 2, 6  # PhotometricInterpretation
 _DQT, _DHT, _SOF0, _SOS = 0xDB, 0xC4, 0xC0, 0xDA
+_FLAT = 5.0  # standard deviation below which a tile counts as glass
 _MEMO_TILES = 64  # glass repeats within a slide, tissue does not: a small memo catches nearly all repeats
 
 
@@ -106,6 +107,8 @@ class TileEncoder:
 
     def _encode_jpeg2000(self, tile: U8, *, mct: bool) -> bytes:
         psnr = round(25 + 0.15 * self._quality) + (0 if mct else 7)
+        if tile.std(axis=(0, 1)).max() < _FLAT:  # a flat tile would reach its PSNR with a wrong mean colour
+            psnr += 12
         stream = imagecodecs.jpeg2k_encode(
             tile, level=psnr, mct=mct, codecformat="j2k", reversible=False, numthreads=1
         )
