@@ -183,8 +183,7 @@ def make_patches(
     """Writes labelled PNG patches at 0.5 um/px and `index.csv` (path, label, group_id, split).
 
     A group is one synthetic slide: its stain and its own squares of tissue. No square of `make_slides`
-    is among them,
-    and the hospitals of the validation and test groups occur nowhere else.
+    is among them, and the hospitals of the validation and test groups occur nowhere else.
 
     Args:
         folder: Where to; made if it is not there. One sub-folder a class.

@@ -160,6 +160,7 @@ class SlidePainter:
         across, down = (max(1, round(n * self._cell_um / spacing_um)) for n in (columns, rows))
         grid = np.stack(np.meshgrid(np.arange(across), np.arange(down)), axis=-1)
         step = np.array([columns / across, rows / down]) * self._cell_um
+        # At most 254 lobules: with the septa their numbers fit a byte.
         centres = ((grid + rng.uniform(0.15, 0.85, grid.shape)) * step).reshape(-1, 2)[:254]
         first = np.full(self._shape, np.inf, dtype=np.float32)
         second, nearest = first.copy(), np.zeros(self._shape, dtype=np.int64)
