@@ -36,9 +36,7 @@ CODEC_LOSS = {
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_slides(
-        tmp_path_factory.mktemp("slides"), seed=3, slides=SLIDES, small=True, progress=False
-    ).parent
+    return make_slides(tmp_path_factory.mktemp("slides"), seed=3, slides=SLIDES, small=True, progress=False).parent
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +270,7 @@ def test_pyramid_refuses_what_is_not_an_image(tmp_path: Path, capsys: pytest.Cap
 def test_a_writer_that_fails_leaves_no_file(tmp_path: Path) -> None:
     spec = SlideSpec(width_px=300, height_px=512, tile_px=256)
     with pytest.raises(ValueError, match="band at row 256"):
-        write_slide(
-            tmp_path / "a.svs", spec, [np.zeros((256, 300, 3), np.uint8), np.zeros((9, 300, 3), np.uint8)]
-        )
+        write_slide(tmp_path / "a.svs", spec, [np.zeros((256, 300, 3), np.uint8), np.zeros((9, 300, 3), np.uint8)])
     with pytest.raises(ValueError, match="bands ended at row 256 of 512"):
         write_slide(tmp_path / "a.svs", spec, [np.zeros((256, 300, 3), np.uint8)])
     assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slides", nargs="+", help="slides or folders of slides, local or URL (default: samples)")
     parser.add_argument("--eval", type=Path, help="folder with index.csv: path,label,group_id,split (default: samples)")
-    parser.add_argument("--mpp", action="append", default=[], help="um/px for slides that state none: VALUE or ID=VALUE")
+    parser.add_argument(
+        "--mpp", action="append", default=[], help="um/px for slides that state none: VALUE or ID=VALUE"
+    )
     parser.add_argument("--columns", type=Path, help="CSV with columns to add to the catalog")
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "ssl" / "demo.yaml")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds; the report shows mean and std over them")

@@ -26,7 +26,7 @@ from sample_slide import PENS, SlidePainter
 from sample_stain import Stain, apply_table, colour_table, draw_hospital_stain, draw_slide_stain
 from sample_tissue import TISSUE_CLASSES, paint_tissue
 from svs_writer import SlideSpec, write_slide
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 U8 = npt.NDArray[np.uint8]
 
@@ -96,10 +96,7 @@ def make_slides(
         tqdm(total=total, desc="painting slides", unit="px", unit_scale=True, disable=not progress) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        jobs = [
-            pool.submit(_make_slide, folder, number, seed=seed, small=small, bar=bar)
-            for number in range(slides)
-        ]
+        jobs = [pool.submit(_make_slide, folder, number, seed=seed, small=small, bar=bar) for number in range(slides)]
         for job in jobs:
             job.result()
     rows = [
@@ -158,9 +155,7 @@ def paint_slide(number: int, *, seed: int = 0, small: bool = False) -> tuple[Sli
 def _make_slide(folder: Path, number: int, *, seed: int, small: bool, bar: tqdm[None]) -> None:
     spec, painter = paint_slide(number, seed=seed, small=small)
     bands = painter.bands(spec.band_px)
-    write_slide(
-        folder / f"{spec.name}.svs", spec, bands, on_band=lambda rows: bar.update(rows * spec.width_px)
-    )
+    write_slide(folder / f"{spec.name}.svs", spec, bands, on_band=lambda rows: bar.update(rows * spec.width_px))
 
 
 def _patient_of(number: int) -> int:
@@ -276,9 +271,7 @@ def _tissue_patches(
     for position in range(count):
         place = position % side**2
         if place == 0:
-            square = paint_tissue(
-                tissue, rng, size_px=max(512, 16 * -(-edge * side // 16)), mpp=_PATCH_MPP / 2
-            )
+            square = paint_tissue(tissue, rng, size_px=max(512, 16 * -(-edge * side // 16)), mpp=_PATCH_MPP / 2)
             step = square.shape[0] // side
         corner = np.array(divmod(place, side)) * step + rng.integers(0, max(1, step - edge + 1), 2)
         rows, columns = ((start + np.arange(edge)) % square.shape[0] for start in corner)
@@ -286,9 +279,7 @@ def _tissue_patches(
         window = np.rot90(window[:, :: int(rng.choice((-1, 1)))], int(rng.integers(4)))
         thickness = int(rng.integers(8, 16))
         fine = apply_table(table, window, thickness)
-        yield np.asarray(
-            cv2.resize(fine, (patch_size, patch_size), interpolation=cv2.INTER_AREA), dtype=np.uint8
-        )
+        yield np.asarray(cv2.resize(fine, (patch_size, patch_size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _hospital_stain(seed: int, hospital: int) -> Stain:
@@ -314,18 +305,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write slides and slides.csv here")
     parser.add_argument("--slides", type=int, default=8, help="how many slides (default 8)")
     parser.add_argument("--small", action="store_true", help="slides of about 2000 px, in seconds")
-    parser.add_argument(
-        "--patches", type=Path, metavar="FOLDER", help="write labelled patches and index.csv here"
-    )
+    parser.add_argument("--patches", type=Path, metavar="FOLDER", help="write labelled patches and index.csv here")
     parser.add_argument("--patches-per-class", type=int, default=300, metavar="N", help="default 300")
     parser.add_argument("--patch-size", type=int, default=224, metavar="PX", help="default 224")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="slides painted at once (default 2)")
     options = parser.parse_args(arguments)
     if options.output is None and options.patches is None:
-        parser.error(
-            "nothing to make: give --output FOLDER for slides, --patches FOLDER for patches, or both"
-        )
+        parser.error("nothing to make: give --output FOLDER for slides, --patches FOLDER for patches, or both")
     common = {"seed": options.seed, "workers": options.workers}
     try:
         if options.output is not None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from svs_writer import SlideSpec, write_slide
 from tile_encoding import ENCODINGS
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
@@ -108,9 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("image", type=Path)
     parser.add_argument("output", type=Path, help="such as slide.svs or slide.tiff")
-    parser.add_argument(
-        "--mpp", type=float, help="um per pixel of the image; without it the slide does not say"
-    )
+    parser.add_argument("--mpp", type=float, help="um per pixel of the image; without it the slide does not say")
     parser.add_argument("--encoding", choices=list(ENCODINGS), default="jpeg-rgb")
     parser.add_argument("--tile", type=int, default=256, metavar="PX")
     parser.add_argument("--quality", type=int, default=80, help="1 to 100 (default 80)")

@@ -87,9 +87,7 @@ class RadialShapes:
     centres_um: F64
     radii_um: F64
 
-    def along(
-        self, rng: np.random.Generator, *, depth_um: float, spacing_um: float, keep: float
-    ) -> tuple[F64, F64]:
+    def along(self, rng: np.random.Generator, *, depth_um: float, spacing_um: float, keep: float) -> tuple[F64, F64]:
         """Returns points (N, 2) at a depth below all outlines, and the angle of the inward direction
         at each.
         """
@@ -184,9 +182,7 @@ def cells(canvas: Canvas, rng: np.random.Generator, *, spacing_um: float) -> F32
             for axis, at in ((x_um, x), (y_um, y))
         )
         window = np.ix_(near_y, near_x)
-        distance = np.hypot(
-            _wrap(columns[window] - x, canvas.size_um), _wrap(rows[window] - y, canvas.size_um)
-        )
+        distance = np.hypot(_wrap(columns[window] - x, canvas.size_um), _wrap(rows[window] - y, canvas.size_um))
         second[window] = np.minimum(second[window], np.maximum(first[window], distance))
         first[window] = np.minimum(first[window], distance)
     return _enlarge(((second - first) / 2).astype(np.float32), canvas.size_px)

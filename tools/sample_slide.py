@@ -175,9 +175,7 @@ class SlidePainter:
         rows, columns = self._shape
         nodes = [max(4, int(n * self._cell_um / scale_um) + 2) for n in (rows, columns)]
         coarse = rng.standard_normal(nodes, dtype=np.float32)
-        smooth = np.asarray(
-            cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC), dtype=np.float32
-        )
+        smooth = np.asarray(cv2.resize(coarse, (columns, rows), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
         return np.asarray(smooth / smooth.std(), dtype=np.float32)
 
     def _draw_pen(self, rng: np.random.Generator) -> U8:

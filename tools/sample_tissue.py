@@ -32,22 +32,16 @@ from sample_fields import (
 TISSUE_CLASSES = ("gland", "tumour", "stroma", "muscle", "lymphoid", "fat")
 """The classes; a label is an index into this tuple."""
 
-_LYMPHOCYTE = NucleusKind(
-    radius_um=(2.6, 3.4), elongation=(1.0, 1.15), roughness=0.04, chromatin=0.30, depth=150
-)
+_LYMPHOCYTE = NucleusKind(radius_um=(2.6, 3.4), elongation=(1.0, 1.15), roughness=0.04, chromatin=0.30, depth=150)
 _SPINDLE = NucleusKind(radius_um=(2.2, 3.0), elongation=(2.4, 4.2), roughness=0.08, chromatin=0.20, depth=130)
 _CIGAR = NucleusKind(radius_um=(2.0, 2.6), elongation=(3.5, 5.5), roughness=0.03, chromatin=0.18, depth=120)
-_COLUMNAR = NucleusKind(
-    radius_um=(2.7, 3.4), elongation=(1.5, 2.1), roughness=0.05, chromatin=0.28, depth=125
-)
+_COLUMNAR = NucleusKind(radius_um=(2.7, 3.4), elongation=(1.5, 2.1), roughness=0.05, chromatin=0.28, depth=125)
 _TUMOUR = NucleusKind(
     radius_um=(3.4, 6.2), elongation=(1.0, 1.55), roughness=0.10, chromatin=0.42, depth=95, nucleoli=2
 )
 
 
-def paint_tissue(
-    tissue: str, rng: np.random.Generator, *, size_px: int, mpp: float
-) -> npt.NDArray[np.uint16]:
+def paint_tissue(tissue: str, rng: np.random.Generator, *, size_px: int, mpp: float) -> npt.NDArray[np.uint16]:
     """Paints a square of tissue that continues itself at its edges.
 
     Args:
@@ -76,9 +70,7 @@ def _paint_stroma(canvas: Canvas, rng: np.random.Generator) -> None:
     """Wavy collagen with clefts and a few spindle nuclei along the fibres."""
     _lay_collagen(canvas, rng, looseness=float(rng.uniform(0.1, 0.5)))
     points = jittered_grid(canvas, rng, spacing_um=float(rng.uniform(17, 30)), keep=0.7)
-    draw_nuclei(
-        canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.45
-    )
+    draw_nuclei(canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.45)
     _sprinkle_lymphocytes(canvas, rng, spacing_um=float(rng.uniform(35, 60)))
 
 
@@ -108,9 +100,7 @@ def _paint_gland(canvas: Canvas, rng: np.random.Generator) -> None:
     """
     _lay_collagen(canvas, rng, looseness=0.35)
     points = jittered_grid(canvas, rng, spacing_um=13, keep=0.5)
-    draw_nuclei(
-        canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.9
-    )
+    draw_nuclei(canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.9)
     _sprinkle_lymphocytes(canvas, rng, spacing_um=float(rng.uniform(14, 24)))
 
     spacing = float(rng.uniform(112, 165))
@@ -176,9 +166,7 @@ def _paint_fat(canvas: Canvas, rng: np.random.Generator) -> None:
     """
     _lay_collagen(canvas, rng, looseness=0.2)
     points = jittered_grid(canvas, rng, spacing_um=14, keep=0.7)
-    draw_nuclei(
-        canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.4
-    )
+    draw_nuclei(canvas, rng, nucleus_stamps(_SPINDLE, rng, mpp=canvas.mpp), points, direction=0.0, scatter=0.4)
     wall_um = cells(canvas, rng, spacing_um=float(rng.uniform(48, 85)))  # distance to the nearest wall
     strands = smooth_step(noise(canvas, rng, scale_um=80), float(rng.uniform(0.5, 1.1)), 0.12)
     empty = smooth_step(wall_um - 22 * strands, 1.3, 0.7)

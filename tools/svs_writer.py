@@ -66,19 +66,13 @@ class SlideSpec:
         TileEncoder(encoding=self.encoding, quality=self.quality)  # refuses what it cannot encode
         if self.tile_px < 16 or self.tile_px % 16:
             raise ValueError(f"tile {self.tile_px}: must be a multiple of 16, such as 240 or 256")
-        if (
-            self.encoding == "none" and self.tile_px % 32
-        ):  # libtiff 4.7 misjudges the size of the last raw tile
-            raise ValueError(
-                f"tile {self.tile_px}: must be a multiple of 32 without compression, such as 256"
-            )
+        if self.encoding == "none" and self.tile_px % 32:  # libtiff 4.7 misjudges the size of the last raw tile
+            raise ValueError(f"tile {self.tile_px}: must be a multiple of 32 without compression, such as 256")
         if self.downsamples[:1] != (1,) or list(self.downsamples) != sorted(set(self.downsamples)):
             raise ValueError(f"downsamples {self.downsamples}: must rise from 1, such as 1,4,16")
         if min(self.width_px, self.height_px) < max(self.downsamples):
             size = f"{self.width_px} x {self.height_px}"
-            raise ValueError(
-                f"image of {size} px: too small for downsample {max(self.downsamples)}; leave it out"
-            )
+            raise ValueError(f"image of {size} px: too small for downsample {max(self.downsamples)}; leave it out")
         if self.mpp is not None and not (math.isfinite(self.mpp) and self.mpp > 0):
             raise ValueError(f"mpp {self.mpp}: must be a positive number of um per pixel")
         if self.vendor not in ("aperio", "generic"):
@@ -119,9 +113,7 @@ def write_slide(
 def _write_pages(
     pages: TiffPages, spec: SlideSpec, bands: Iterable[U8], on_band: Callable[[int], object] | None
 ) -> None:
-    lower = {
-        d: np.empty((spec.height_px // d, spec.width_px // d, 3), np.uint8) for d in spec.downsamples[1:]
-    }
+    lower = {d: np.empty((spec.height_px // d, spec.width_px // d, 3), np.uint8) for d in spec.downsamples[1:]}
     encoder = TileEncoder(encoding=spec.encoding, quality=spec.quality)
     tiles = _tiles_of_bands(spec, bands, lower, on_band)
     _write_level(pages, spec, 1, (spec.width_px, spec.height_px), tiles, encoder)
@@ -278,9 +270,7 @@ class TiffPages:
     def __init__(self, path: Path, *, big_tiff: bool) -> None:
         self._big = big_tiff
         self._file = path.open("wb")
-        self._file.write(
-            struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if big_tiff else struct.pack("<2sHI", b"II", 42, 0)
-        )
+        self._file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if big_tiff else struct.pack("<2sHI", b"II", 42, 0))
         self._link = 8 if big_tiff else 4  # where the offset of the next page goes
 
     def __enter__(self) -> Self:
@@ -309,11 +299,7 @@ class TiffPages:
         word, inline_size = ("Q", 8) if self._big else ("I", 4)
         entries = []
         for number, field, values in sorted([*tags, offsets, counts]):
-            data = (
-                values
-                if isinstance(values, bytes)
-                else struct.pack(f"<{len(values)}{_FORMATS[field]}", *values)
-            )
+            data = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_FORMATS[field]}", *values)
             count = len(values) // (2 if field == 5 else 1)
             inline = data if len(data) <= inline_size else struct.pack("<" + word, self._write_aligned(data))
             entries.append(struct.pack(f"<HH{word}", number, field, count) + inline.ljust(inline_size, b"\0"))

@@ -109,9 +109,7 @@ class TileEncoder:
         psnr = round(25 + 0.15 * self._quality) + (0 if mct else 7)
         if tile.std(axis=(0, 1)).max() < _FLAT:  # a flat tile would reach its PSNR with a wrong mean colour
             psnr += 12
-        stream = imagecodecs.jpeg2k_encode(
-            tile, level=psnr, mct=mct, codecformat="j2k", reversible=False, numthreads=1
-        )
+        stream = imagecodecs.jpeg2k_encode(tile, level=psnr, mct=mct, codecformat="j2k", reversible=False, numthreads=1)
         return bytes(stream)
 
 
