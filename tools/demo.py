@@ -29,7 +29,7 @@ COLOUR_PROBE = "fm_eval.ColourHistogram"
 PATCHES_PER_CLASS = 500
 
 
-class StepFailed(Exception):
+class StepFailedError(Exception):
     """A command of the job failed; it has said why."""
 
 
@@ -44,7 +44,7 @@ def main() -> int:
             left_out = _index(arguments, slides, columns)
             results = [path for seed in range(arguments.seeds) for path in _train_and_evaluate(arguments, seed)]
         _run("fm-eval", "report", *results, "--output", output / "report.html", "--summary", output / "result.json")
-    except StepFailed as failure:
+    except StepFailedError as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:
@@ -147,7 +147,7 @@ def _run(program: str, *arguments: object, accept: tuple[int, ...] = (0,)) -> in
     sys.stdout.flush()
     code = subprocess.run([str(Path(sys.executable).parent / program), *words[1:]], check=False).returncode
     if code not in accept:
-        raise StepFailed(f"`{program} {words[1]}` ended with exit code {code}; what it says above is the reason")
+        raise StepFailedError(f"`{program} {words[1]}` ended with exit code {code}; what it says above is the reason")
     return code
 
 

