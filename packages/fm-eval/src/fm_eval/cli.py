@@ -15,12 +15,14 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fm_eval.backbone import Pooling, load_backbone
+from fm_eval.compare import group_by_role, verdict, write_summary
 from fm_eval.datasets import load_dataset
 from fm_eval.embed import embed_images
 from fm_eval.errors import FmEvalError, ResultError
 from fm_eval.evaluate import EvalSettings, evaluate
 from fm_eval.protocol import get_protocol
-from fm_eval.result import write_result
+from fm_eval.report import write_report
+from fm_eval.result import read_result, write_result
 
 
 def run(
@@ -137,7 +139,22 @@ def embed(
     print(f"{embeddings.shape[0]} x {embeddings.shape[1]} float32 -> {output}")
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"run": run, "embed": embed}
+def report(results: list[str], *, output: str = "report.html", summary: str | None = None) -> None:
+    """Write one HTML report of several results.
+
+    Args:
+        results: result JSON files of `fm-eval run`; those of one role count as seeds of one model.
+        output: HTML file.
+        summary: also write mean and std of the headline balanced accuracy by role, as JSON.
+    """
+    loaded = [read_result(path) for path in results]
+    write_report(loaded, output)
+    if summary is not None:
+        write_summary(loaded, summary)
+    print(f"{verdict(group_by_role(loaded))[1]} -> {output}")
+
+
+_COMMANDS: dict[str, Callable[..., None]] = {"run": run, "embed": embed, "report": report}
 
 
 def build_parser() -> ArgumentParser:
@@ -147,7 +164,9 @@ def build_parser() -> ArgumentParser:
     for name, function in _COMMANDS.items():
         command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)
         command.add_argument("--config", action="config", help="YAML file with any of these arguments")
-        command.add_function_arguments(function, as_group=False)
+        if function is report:
+            command.add_argument("results", nargs="+", type=str, help="result JSON files of `fm-eval run`")
+        command.add_function_arguments(function, as_group=False, skip={"results"})
         commands.add_subcommand(name, command, help=(function.__doc__ or "").split("\n")[0])
     return parser
 
