@@ -1,7 +1,8 @@
-"""Goldens: runs of two eva releases, and metrics computed independently; tolerances are those of their README.
+"""Goldens: runs of two eva releases, and metrics computed independently; tolerances as in their README.
 
-The folder is `../shared/golden/eval` beside the repository unless GOLDEN_DIR names another `golden`. Without the
-variable an absent folder skips; with it, an absent or empty folder or a case that is not understood fails.
+The folder is `../shared/golden/eval` beside the repository unless GOLDEN_DIR names another `golden`. Without
+the variable an absent folder skips; with it, an absent or empty folder or a case that is not understood
+fails.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-
 from fm_eval import (
     LinearProbe,
     MetricError,
@@ -29,7 +28,8 @@ from fm_eval import (
     odcorr,
     rankme,
 )
-from fm_eval.head import HeadStack
+from fm_eval.head import Head
+from numpy.typing import NDArray
 
 pytestmark = pytest.mark.golden_eval
 
@@ -81,11 +81,11 @@ class _ProbeFromRecordedHeads(LinearProbe):
 
     trace: Arrays
 
-    def _initial_stack(self, features: int) -> HeadStack:
-        weights = [torch.from_numpy(self.trace[f"run{run}_w0"]) for run in self.run_ids]
-        biases = [torch.from_numpy(self.trace[f"run{run}_b0"]) for run in self.run_ids]
-        assert weights[0].shape[1] == features
-        return HeadStack(torch.stack(weights), torch.stack(biases), protocol=self.protocol)
+    def _initial_heads(self, features: int) -> list[Head]:
+        starts = [(self.trace[f"run{run}_w0"], self.trace[f"run{run}_b0"]) for run in self.run_ids]
+        heads = [Head(torch.from_numpy(w), torch.from_numpy(b), protocol=self.protocol) for w, b in starts]
+        assert heads[0].weight_CK.shape[1] == features
+        return heads
 
 
 def test_every_golden_case_is_understood() -> None:
@@ -129,19 +129,24 @@ def test_replaying_the_recorded_rows_gives_the_recorded_heads_and_losses(case: s
     for run in range(golden["n_runs"]):
         if f"run{run}_batch_rows" not in trace:
             continue
-        start = torch.from_numpy(trace[f"run{run}_w0"])[None], torch.from_numpy(trace[f"run{run}_b0"])[None]
-        stack = HeadStack(*start, protocol=protocol)
+        head = Head(
+            torch.from_numpy(trace[f"run{run}_w0"]),
+            torch.from_numpy(trace[f"run{run}_b0"]),
+            protocol=protocol,
+        )
         ends = np.cumsum(trace[f"run{run}_batch_len"].astype(np.int64))
         batches = np.split(trace[f"run{run}_batch_rows"].astype(np.int64), ends[:-1])
         for step, rows in enumerate(batches):
             epoch = step // golden["steps_per_epoch"]
             lr = protocol.lr(step=step, epoch=epoch, train_rows=len(features))
-            loss = stack.step(features, labels, torch.from_numpy(rows)[None], lr=lr)
-            assert float(loss[0]) == pytest.approx(trace[f"run{run}_train_loss_first_steps"][step], abs=1e-6)
+            batch, batch_labels = features[rows], labels[rows]
+            recorded_loss = trace[f"run{run}_train_loss_first_steps"][step]
+            assert head.loss(batch, batch_labels) == pytest.approx(recorded_loss, abs=1e-6)
+            head.step(batch, batch_labels, lr=lr)
             if f"run{run}_w{step + 1}" in trace:
                 weight, bias = trace[f"run{run}_w{step + 1}"], trace[f"run{run}_b{step + 1}"]
-                np.testing.assert_allclose(stack.weight_RCK[0].numpy(), weight, rtol=0, atol=1e-6)
-                np.testing.assert_allclose(stack.bias_RC[0].numpy(), bias, rtol=0, atol=1e-6)
+                np.testing.assert_allclose(head.weight_CK.numpy(), weight, rtol=0, atol=1e-6)
+                np.testing.assert_allclose(head.bias_C.numpy(), bias, rtol=0, atol=1e-6)
                 replayed += 1
     assert replayed >= 1
 
@@ -172,7 +177,9 @@ def test_full_protocol_agrees_within_its_spread(case: str) -> None:
     probe.fit(train, data["y_train"], val, data["y_val"])
     for split, expected in golden["summary"].items():
         predicted = probe.predict(data[f"x_{split}"].astype(np.float32))
-        ours = np.mean([_scores(data[f"y_{split}"], run, golden["classes"])["balanced_accuracy"] for run in predicted])
+        ours = np.mean(
+            [_scores(data[f"y_{split}"], run, golden["classes"])["balanced_accuracy"] for run in predicted]
+        )
         recorded = expected["balanced_accuracy"]
         spread = recorded["std_ddof1"]
         twin = f"{case.replace('0.0.2_p002', '0.4.5_p045').removesuffix('_nonesterov')}.json"
@@ -248,7 +255,9 @@ def test_hostile_neighbours() -> None:
         knn_predict(x, y, arrays["zero_row"], classes=int(y.max()) + 1)
 
 
-def _assert_votes(train: tuple[Any, Any], query: tuple[Any, Any], expected: dict[str, Any], *, k: int = 20) -> None:
+def _assert_votes(
+    train: tuple[Any, Any], query: tuple[Any, Any], expected: dict[str, Any], *, k: int = 20
+) -> None:
     """Both read-outs within one query row."""
     classes = int(max(train[1].max(), query[1].max())) + 1
     found = knn_predict(train[0], train[1], query[0], classes=classes, k=k)
@@ -257,4 +266,6 @@ def _assert_votes(train: tuple[Any, Any], query: tuple[Any, Any], expected: dict
         assert scores["accuracy"] == pytest.approx(expected[f"{vote}_accuracy"], abs=one_row + 1e-12), vote
         smallest = min(np.bincount(query[1])[np.unique(query[1])])
         tolerance = 1 / (smallest * len(np.unique(query[1]))) + 1e-12
-        assert scores["balanced_accuracy"] == pytest.approx(expected[f"{vote}_balanced_accuracy"], abs=tolerance), vote
+        assert scores["balanced_accuracy"] == pytest.approx(
+            expected[f"{vote}_balanced_accuracy"], abs=tolerance
+        ), vote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fm_eval.backbone import Backbone, ColourHistogram, LoadedBackbone, TimmBackbone, load_backbone
+from fm_eval.compare import summarise, write_summary
 from fm_eval.datasets import PatchDataset, load_dataset
 from fm_eval.embed import embed_images
 from fm_eval.errors import (
@@ -19,6 +20,7 @@ from fm_eval.knn import KnnPrediction, knn_predict
 from fm_eval.metrics import Metric, ODCorr, accuracy, balanced_accuracy, confusion_matrix, odcorr, rankme
 from fm_eval.probe import LinearProbe, ProbeRun
 from fm_eval.protocol import PROTOCOLS, ProbeProtocol, get_protocol
+from fm_eval.report import render_report, write_report
 from fm_eval.result import EvalResult, read_result, write_result
 
 __all__ = [
@@ -35,6 +37,10 @@ __all__ = [
     "EvalResult",
     "read_result",
     "write_result",
+    "render_report",
+    "write_report",
+    "summarise",
+    "write_summary",
     "LinearProbe",
     "ProbeRun",
     "ProbeProtocol",

@@ -2,7 +2,8 @@
 
 A backbone is anything called with uint8 (B, H, W, 3) that returns float32 (B, K). Four ways to name one:
 
-- a checkpoint folder (`backbone.safetensors` + `backbone.json`, written last): rebuilt by timm, loaded strictly;
+- a checkpoint folder (`backbone.safetensors` + `backbone.json`, written last): rebuilt by timm, loaded
+  strictly;
 - a timm architecture name: seeded random weights, and labelled as such;
 - the same with a local state dict (safetensors, or torch read with `weights_only=True`);
 - a `class_path`: any class whose objects keep the call above (for example `fm_eval.ColourHistogram`).
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import timm
-import timm.data
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from fm_eval.checkpoint import load_state_dict, read_checkpoint_folder
@@ -33,7 +34,8 @@ Pooling = Literal["cls", "cls+mean", "mean"]
 class Backbone(Protocol):
     """What fm_eval asks of a model.
 
-    `input_size_px` (int, side of the squares it wants) and `provenance` (a JSON-able dict) are used when present.
+    `input_size_px` (int, side of the squares it wants) and `provenance` (a JSON-able dict) are used when
+    present.
     """
 
     def __call__(self, images_BHWC: Tensor, /) -> Tensor:
@@ -65,39 +67,52 @@ class TimmBackbone(nn.Module):
         model: timm model without classifier.
         mean: per channel, for pixels in [0, 1].
         std: per channel.
-        pooling: `cls`, `mean` (of the patch tokens) or `cls+mean` (concatenated). None: `cls` if the model has a
-            class token, else `mean`.
+        pooling: `cls`, `mean` (of the patch tokens) or `cls+mean` (concatenated). None: `cls` if the model
+            has a class token, else `mean`.
 
     Raises:
         BackboneError: the model has no class token but one is asked for.
     """
 
-    mean_C: Tensor
-    std_C: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
-        self, model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], pooling: Pooling | None = None
+        self,
+        model: nn.Module,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pooling: Pooling | None = None,
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise BackboneError(f"backbone: got mean {mean} and std {std}, expected 3 values each and std above 0")
+            raise BackboneError(
+                f"backbone: got mean {mean} and std {std}, expected 3 values each and std above 0"
+            )
         has_cls = getattr(model, "cls_token", None) is not None
         if pooling in {"cls", "cls+mean"} and not has_cls:
-            raise BackboneError(f"backbone: pooling {pooling} needs a class token, this model has none; use pooling mean")
+            raise BackboneError(
+                f"backbone: pooling {pooling} needs a class token, this model has none; use pooling mean"
+            )
         self.model = model.eval().requires_grad_(False)
         self.pooling: Pooling = pooling or ("cls" if has_cls else "mean")
-        self.register_buffer("mean_C", torch.tensor(mean, dtype=torch.float32), persistent=False)
-        self.register_buffer("std_C", torch.tensor(std, dtype=torch.float32), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Embed uint8 (B, H, W, 3) as float32 (B, K)."""
-        scaled = (images_BHWC.float() / 255.0 - self.mean_C) / self.std_C
+        scaled = (images_BHWC.float() / 255.0 - self.mean) / self.std
         features: Tensor = self.model.forward_features(scaled.permute(0, 3, 1, 2))  # type: ignore[operator]
         if features.ndim == 4:  # convolutional: timm knows where the channels are
             return self.model.forward_head(features, pre_logits=True).float()  # type: ignore[operator, no-any-return]
         prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         cls, patches = features[:, 0], features[:, prefix:].mean(dim=1)
-        pooled = {"cls": lambda: cls, "mean": lambda: patches, "cls+mean": lambda: torch.cat([cls, patches], dim=1)}
+        pooled = {
+            "cls": lambda: cls,
+            "mean": lambda: patches,
+            "cls+mean": lambda: torch.cat([cls, patches], dim=1),
+        }
         return pooled[self.pooling]().float()
 
 
@@ -111,7 +126,9 @@ class ColourHistogram:
 
     def __init__(self, *, bins: int = 8, input_size_px: int = 224) -> None:
         if not 2 <= bins <= 32 or input_size_px < 1:
-            raise BackboneError(f"ColourHistogram: got bins={bins}, input_size_px={input_size_px}; bins must be 2..32")
+            raise BackboneError(
+                f"ColourHistogram: got bins={bins}, input_size_px={input_size_px}; bins must be 2..32"
+            )
         self.bins = bins
         self.input_size_px = input_size_px
         self.provenance = {"weights": "none", "bins": bins, "input_size_px": input_size_px}
@@ -122,7 +139,9 @@ class ColourHistogram:
         level = (images_BHWC.long() * self.bins) // 256
         cell = (level[..., 0] * self.bins + level[..., 1]) * self.bins + level[..., 2]
         counts = torch.zeros(batch, self.bins**3, device=images_BHWC.device)
-        counts.scatter_add_(1, cell.reshape(batch, -1), torch.ones(1, device=counts.device).expand(batch, height * width))
+        counts.scatter_add_(
+            1, cell.reshape(batch, -1), torch.ones(1, device=counts.device).expand(batch, height * width)
+        )
         return (counts / (height * width)).sqrt()
 
 
@@ -151,16 +170,20 @@ def load_backbone(
     args = dict(args or {})
     if Path(name).is_dir():
         if weights is not None or args:
-            raise BackboneError(f"checkpoint {name}: the folder says it all; weights and args are for timm names")
+            raise BackboneError(
+                f"checkpoint {name}: the folder says it all; weights and args are for timm names"
+            )
         return _from_folder(Path(name), random_weights=random_weights, seed=seed, pooling=pooling)
     if timm.is_model(name.split(".")[0]):
         return _from_timm(name, args=args, weights=weights, seed=seed, pooling=pooling)
     if "/" not in name and "." in name:
         if weights is not None or pooling is not None or random_weights:
-            raise BackboneError(f"backbone {name}: weights, random_weights and pooling are for timm models; use its args")
+            raise BackboneError(
+                f"backbone {name}: weights, random_weights and pooling are for timm models; use its args"
+            )
         return _from_class(name, args=args)
     raise BackboneError(
-        f"backbone {name!r}: neither a folder, nor an architecture that timm {timm.__version__} knows, nor a class path"
+        f"backbone {name!r}: no such folder, timm {timm.__version__} architecture or class path"
     )
 
 
@@ -174,11 +197,15 @@ def _from_folder(folder: Path, *, random_weights: bool, seed: int, pooling: Pool
         _load_strictly(model, checkpoint.weights_path)
     width = getattr(model, "num_features", checkpoint.embed_dim)
     if width != checkpoint.embed_dim:
-        raise BackboneError(f"checkpoint {folder}: backbone.json says embed_dim {checkpoint.embed_dim}, model has {width}")
+        raise BackboneError(
+            f"checkpoint {folder}: backbone.json says embed_dim {checkpoint.embed_dim}, model has {width}"
+        )
     wrapped = TimmBackbone(model, mean=checkpoint.mean, std=checkpoint.std, pooling=pooling)
     provenance: dict[str, Any] = {"weights": kind, "pooling": wrapped.pooling, **checkpoint.provenance}
     if random_weights:
-        provenance = {k: v for k, v in provenance.items() if k not in {"method", "step", "git_commit"}} | {"seed": seed}
+        provenance = {k: v for k, v in provenance.items() if k not in {"method", "step", "git_commit"}} | {
+            "seed": seed
+        }
     return LoadedBackbone(wrapped, checkpoint.input_size_px, sha256, provenance)
 
 
@@ -186,7 +213,7 @@ def _from_timm(
     name: str, *, args: dict[str, Any], weights: str | Path | None, seed: int, pooling: Pooling | None
 ) -> LoadedBackbone:
     model = _create(name, args, seed=seed)
-    data = timm.data.resolve_model_data_config(model)
+    data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     provenance: dict[str, Any] = {"architecture": name, "architecture_kwargs": args}
     if weights is None:
         provenance |= {"weights": "random", "seed": seed}
@@ -208,13 +235,17 @@ def _from_class(class_path: str, *, args: dict[str, Any]) -> LoadedBackbone:
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise BackboneError(f"backbone {class_path}: neither a timm architecture nor an importable class ({error})") from error
+        raise BackboneError(
+            f"backbone {class_path}: neither a timm architecture nor an importable class ({error})"
+        ) from error
     try:
         model = cls(**args)
     except TypeError as error:
         raise BackboneError(f"backbone {class_path}: cannot be built with {args} ({error})") from error
     if not callable(model):
-        raise BackboneError(f"backbone {class_path}: not callable; it must map uint8 (B, H, W, 3) to float32 (B, K)")
+        raise BackboneError(
+            f"backbone {class_path}: not callable; it must map uint8 (B, H, W, 3) to float32 (B, K)"
+        )
     identity = hashlib.sha256(f"{class_path} {sorted(args.items())}".encode()).hexdigest()
     if isinstance(model, nn.Module):
         model.eval().requires_grad_(False)
@@ -224,16 +255,20 @@ def _from_class(class_path: str, *, args: dict[str, Any]) -> LoadedBackbone:
 
 
 def _create(architecture: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
-    """Build a timm model with weights that depend on the seed alone; the global generator is left as it was."""
+    """Build a timm model whose weights depend on the seed alone; the global generator stays as it was."""
     if not timm.is_model(architecture.split(".")[0]):
         raise BackboneError(f"backbone: timm {timm.__version__} knows no architecture {architecture!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: nn.Module = timm.create_model(architecture, pretrained=False, **{"num_classes": 0, **kwargs})
+            model: nn.Module = timm.create_model(
+                architecture, pretrained=False, **{"num_classes": 0, **kwargs}
+            )
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())
-            raise BackboneError(f"backbone {architecture}: cannot be built with {dict(kwargs)} ({reason})") from error
+            raise BackboneError(
+                f"backbone {architecture}: cannot be built with {dict(kwargs)} ({reason})"
+            ) from error
     return model
 
 
@@ -246,7 +281,11 @@ def _load_strictly(model: nn.Module, path: Path) -> None:
     if missing or extra or wrong:
         what = [f"{len(missing)} keys missing (first {missing[0]})"] if missing else []
         what += [f"{len(extra)} unexpected (first {extra[0]})"] if extra else []
-        what += [f"{len(wrong)} of another shape (first {wrong[0]}: {got[wrong[0]]}, not {expected[wrong[0]]})"] if wrong else []
+        what += (
+            [f"{len(wrong)} of another shape (first {wrong[0]}: {got[wrong[0]]}, not {expected[wrong[0]]})"]
+            if wrong
+            else []
+        )
         raise BackboneError(f"weights {path}: do not fit the architecture: {', '.join(what)}")
     model.load_state_dict(state, strict=True)
 

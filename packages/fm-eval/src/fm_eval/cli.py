@@ -1,7 +1,7 @@
 """The command `fm-eval`: run, embed, report.
 
-Every argument can come from the command line or from `--config FILE.yaml`. What a user can cause is answered by one
-line on stderr and exit code 2.
+Every argument can come from the command line or from `--config FILE.yaml`. What a user can cause is answered
+by one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def run(
         output: result JSON.
         name: shown in reports; the backbone by default.
         role: what reports compare: trained, random, colour or any other word.
-        protocol: paper-standardized, paper, eva-0.0.2, eva-0.4, or a list of them (the first is the headline).
+        protocol: paper-standardized, paper, eva-0.0.2, eva-0.4, or a list of them (the first is the
+            headline).
         weights: state dict file for a timm name.
         random_weights: a checkpoint folder's architecture with random weights, its untrained twin.
         pooling: cls, cls+mean or mean.
@@ -71,18 +72,43 @@ def run(
     protocols = [get_protocol(one) for one in ([protocol] if isinstance(protocol, str) else protocol)]
     dataset = load_dataset(data, split_seed=split_seed, threads=threads)
     loaded = load_backbone(
-        backbone, weights=weights, random_weights=random_weights, seed=seed, pooling=pooling, args=backbone_args
+        backbone,
+        weights=weights,
+        random_weights=random_weights,
+        seed=seed,
+        pooling=pooling,
+        args=backbone_args,
     )
     settings = EvalSettings(
-        seed=seed, k=k, batch_size=batch_size, device=device, threads=threads, bf16=precision == "bf16", progress=progress
+        seed=seed,
+        k=k,
+        batch_size=batch_size,
+        device=device,
+        threads=threads,
+        bf16=precision == "bf16",
+        progress=progress,
     )
     result = evaluate(
-        dataset, loaded, name=name or Path(backbone).name, role=role, protocols=protocols, settings=settings
+        dataset,
+        loaded,
+        name=name or _default_name(backbone),
+        role=role,
+        protocols=protocols,
+        settings=settings,
     )
     write_result(result, output)
     scores = result.probes[0].scores[result.reported_split]
     spread = "" if scores.std is None else f" ± {scores.std:.3f} over {len(scores.balanced_accuracy)} runs"
     print(f"{result.name}: {result.reported_split} balanced accuracy {scores.mean:.3f}{spread} -> {output}")
+
+
+def _default_name(backbone: str) -> str:
+    """Folder name, timm name, or the class at the end of a class path."""
+    return (
+        Path(backbone).name
+        if "/" in backbone or not backbone.split(".")[-1][:1].isupper()
+        else backbone.split(".")[-1]
+    )
 
 
 def embed(
@@ -120,7 +146,12 @@ def embed(
     """
     dataset = load_dataset(data, threads=threads)
     loaded = load_backbone(
-        backbone, weights=weights, random_weights=random_weights, seed=seed, pooling=pooling, args=backbone_args
+        backbone,
+        weights=weights,
+        random_weights=random_weights,
+        seed=seed,
+        pooling=pooling,
+        args=backbone_args,
     )
     embeddings = embed_images(
         dataset.paths,
@@ -159,7 +190,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {"run": run, "embed": embed, "report
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; its arguments are those of the functions above."""
-    parser = ArgumentParser(prog="fm-eval", description="Evaluate frozen pathology models.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="fm-eval", description="Evaluate frozen pathology models.", exit_on_error=False
+    )
     commands = parser.add_subcommands(required=True)
     for name, function in _COMMANDS.items():
         command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)

@@ -1,8 +1,9 @@
 """Which of several results is better, and is the difference more than the spread?
 
-Results of one role (for example three training seeds of `trained`) form a group; its spread is the standard deviation
-over its results or, for a single result, over the probe's runs. A group *beats* another when its mean balanced
-accuracy is higher by at least twice the larger of the two spreads. Before: result. After: report.
+Results of one role (for example three training seeds of `trained`) form a group; its spread is the standard
+deviation over its results or, for a single result, over the probe's runs. A group *beats* another when its
+mean balanced accuracy is higher by at least twice the larger of the two spreads. Before: result. After:
+report.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def group_by_role(results: Sequence[EvalResult]) -> list[Group]:
     """Group results by role, in order of first appearance, after checking that they may be compared.
 
     Raises:
-        ReportError: no results, or results of different datasets, headline protocols, seeds' splits or transforms.
+        ReportError: no results, or results of different datasets or headline protocols.
     """
     if not results:
         raise ReportError("report: no results given")
@@ -99,8 +100,8 @@ def group_by_role(results: Sequence[EvalResult]) -> list[Group]:
             if mine != yours:
                 shown = (mine["name"], yours["name"]) if isinstance(mine, dict) else (mine, yours)
                 raise ReportError(
-                    f"report: {first.name} and {other.name} differ in {what} ({shown[0]} and {shown[1]}), so their numbers "
-                    "cannot stand side by side; run them alike"
+                    f"report: {first.name} and {other.name} differ in {what} ({shown[0]} and {shown[1]}), "
+                    "so their numbers cannot stand side by side; run them alike"
                 )
     roles = list(dict.fromkeys(result.role for result in results))
     return [Group(role, tuple(result for result in results if result.role == role)) for role in roles]
@@ -175,7 +176,7 @@ def verdict(groups: Sequence[Group]) -> tuple[bool, str]:
         else:
             lost.append(f"{figure}, a lead smaller than twice the larger std ({result.needed:.3f})")
     absent = [words for role, words in baselines.items() if role not in by_role]
-    start = f"The trained model ({pm(trained)} over {trained.over})"
+    start = f"The trained model (balanced accuracy {pm(trained)} over {trained.over})"
     if lost:
         text = f"{start} does not beat {' nor '.join(lost)}."
         text += f" It beats {won[0]}." if won else ""

@@ -1,8 +1,9 @@
 """Which images are evaluated, with which label, group and split?
 
-A dataset is a folder of images and an index CSV with the columns `path` (relative to the CSV), `label`, `group_id`
-(patient, slide or source image: whatever must not be on both sides of a split) and, if there is one, `split` (train,
-val, test). Other columns are kept. Everything that can be wrong is checked at once, before any embedding is computed:
+A dataset is a folder of images and an index CSV with the columns `path` (relative to the CSV), `label`,
+`group_id` (patient, slide or source image: whatever must not be on both sides of a split) and, if there is
+one, `split` (train, val, test). Other columns are kept. Everything that can be wrong is checked at once,
+before any embedding is computed:
 
 1. read the table, check columns, values, duplicates;
 2. check and hash every file (threads);
@@ -63,7 +64,9 @@ class PatchDataset:
     @property
     def labels(self) -> IntArray:
         """(N,) int64 class numbers in index order."""
-        return np.searchsorted(np.array(self.classes), self.table["label"].to_numpy(dtype=str)).astype(np.int64)
+        return np.searchsorted(np.array(self.classes), self.table["label"].to_numpy(dtype=str)).astype(
+            np.int64
+        )
 
     def rows(self, split: str) -> IntArray:
         """(n,) int64 row numbers of one split, ascending; empty when there is no such split."""
@@ -106,7 +109,9 @@ def load_dataset(data: str | Path, *, split_seed: int = 0, threads: int = 4) -> 
 
 def _read_index(index: Path) -> pd.DataFrame:
     if not index.is_file():
-        raise DatasetError(f"index {index}: no such file; give a CSV with the columns path,label,group_id[,split]")
+        raise DatasetError(
+            f"index {index}: no such file; give a CSV with the columns path,label,group_id[,split]"
+        )
     try:
         table = pd.read_csv(index, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
@@ -123,10 +128,14 @@ def _read_index(index: Path) -> pd.DataFrame:
         empty = (table[name].str.strip() == "").to_numpy()
         if empty.any():
             # line 1 is the header
-            raise DatasetError(f"index {index}: line {int(empty.argmax()) + 2} has no {name} (one of {empty.sum()})")
+            raise DatasetError(
+                f"index {index}: line {int(empty.argmax()) + 2} has no {name} (one of {empty.sum()})"
+            )
     twice = table["path"].duplicated()
     if twice.any():
-        raise DatasetError(f"index {index}: {table['path'][twice].iloc[0]} is listed twice (one of {twice.sum()})")
+        raise DatasetError(
+            f"index {index}: {table['path'][twice].iloc[0]} is listed twice (one of {twice.sum()})"
+        )
     return table
 
 
@@ -148,7 +157,9 @@ def _hash_image(path: Path) -> str:
         with Image.open(BytesIO(content)):  # header only: decoding errors are found, and named, by transform
             pass
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = "empty file" if path.is_file() and path.stat().st_size == 0 else "not an image that Pillow reads"
+        reason = (
+            "empty file" if path.is_file() and path.stat().st_size == 0 else "not an image that Pillow reads"
+        )
         raise DatasetError(f"image {path}: {reason}; replace the file or drop its row") from error
     return hashlib.sha256(content).hexdigest()
 
@@ -162,13 +173,15 @@ def _check_splits(index: Path, table: pd.DataFrame) -> None:
     if leaking:
         where = sorted(set(table.loc[table["group_id"] == leaking[0], "split"]))
         raise DatasetError(
-            f"index {index}: group {leaking[0]!r} is in {' and '.join(where)}, a leak (one of {len(leaking)} groups); "
-            "keep each group in one split, or drop the column split to have one made"
+            f"index {index}: group {leaking[0]!r} is in {' and '.join(where)}, a leak "
+            f"(one of {len(leaking)} groups); keep a group in one split, or drop the column split to have one made"
         )
     in_train = set(table.loc[table["split"] == "train", "label"])
     absent = sorted(set(table["label"]) - in_train)
     if absent:
-        raise DatasetError(f"index {index}: class {absent[0]!r} has no row in split train (one of {len(absent)} classes)")
+        raise DatasetError(
+            f"index {index}: class {absent[0]!r} has no row in split train (one of {len(absent)} classes)"
+        )
     if len(in_train) < 2:
         raise DatasetError(f"index {index}: one class only ({', '.join(in_train)}), at least 2 needed")
     if set(table["split"]) == {"train"}:

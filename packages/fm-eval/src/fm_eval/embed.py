@@ -1,7 +1,8 @@
 """How do N image files become an (N, K) float32 array, quickly and without holding the images?
 
-Threads decode and resize a few batches ahead; the backbone runs under `torch.inference_mode`, in bfloat16 autocast
-if asked. Rows come back in the order of the index. Before: datasets, transform, backbone. After: probe, knn, metrics.
+Threads decode and resize a few batches ahead; the backbone runs under `torch.inference_mode`, in bfloat16
+autocast if asked. Rows come back in the order of the index. Before: datasets, transform, backbone. After:
+probe, knn, metrics.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.errors import BackboneError
@@ -67,7 +68,9 @@ def embed_images(
                 embeddings = model(torch.from_numpy(batch).to(device))
             except (RuntimeError, TypeError, AssertionError) as error:
                 reason = str(error).strip().split("\n")[0]
-                raise BackboneError(f"backbone: failed on uint8 {batch.shape} ({reason}); check its input size") from error
+                raise BackboneError(
+                    f"backbone: failed on uint8 {batch.shape} ({reason}); check its input size"
+                ) from error
             out.append(_checked(embeddings, batch, out))
             bar.update(len(batch))
     return np.concatenate(out)
@@ -105,5 +108,7 @@ def _checked(
         raise BackboneError(f"backbone: returned K={array.shape[1]} after K={earlier[0].shape[1]}")
     if not np.isfinite(array).all():
         first = sum(map(len, earlier)) + int((~np.isfinite(array).all(axis=1)).argmax())
-        raise BackboneError(f"backbone: the embedding of image {first} holds NaN or infinity; check weights and precision")
+        raise BackboneError(
+            f"backbone: the embedding of image {first} holds NaN or infinity; check weights and precision"
+        )
     return array

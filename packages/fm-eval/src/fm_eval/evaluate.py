@@ -1,8 +1,8 @@
 """How does one backbone do on one dataset?
 
 Embed once; then probe by every protocol asked for, k-NN, ODCorr and RankMe on the reported split, principal
-components for the plot, thumbnails. Epochs are selected on val and numbers reported on test; without a val split the
-test split also selects (the habit of eva), which the result says.
+components for the plot, thumbnails. Epochs are selected on val and numbers reported on test; without a val
+split the test split also selects (the habit of eva), which the result says.
 
 Before: datasets, backbone. After: result.
 """
@@ -190,7 +190,9 @@ def _knn(
             softmax[split] = _scores(labels[rows[split]], found.softmax[None], classes)
     except MetricError as error:
         majority, softmax, undefined = {}, {}, str(error)
-    return KnnResult(k=k, temperature=settings.temperature, majority=majority, softmax=softmax, undefined=undefined)
+    return KnnResult(
+        k=k, temperature=settings.temperature, majority=majority, softmax=softmax, undefined=undefined
+    )
 
 
 def _unsupervised(embeddings: NDArray[np.float32], split: str) -> UnsupervisedResult:
@@ -251,7 +253,8 @@ def _thumbnail(path: Path) -> str:
 
 def _describe(dataset: PatchDataset, rows: dict[str, IntArray]) -> dict[str, object]:
     counts = {
-        split: np.bincount(dataset.labels[which], minlength=len(dataset.classes)).tolist() for split, which in rows.items()
+        split: np.bincount(dataset.labels[which], minlength=len(dataset.classes)).tolist()
+        for split, which in rows.items()
     }
     return {
         "name": dataset.root.resolve().name,

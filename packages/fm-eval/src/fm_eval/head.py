@@ -1,11 +1,12 @@
-"""How do several linear heads take one optimizer step at once?
+"""How does a linear head take one optimizer step?
 
-R heads of the same shape are trained side by side, each on its own batch of rows of one shared feature matrix.
-Gradients are written out (softmax minus one-hot), so a step is a handful of tensor operations. Matrix products run
-per head, everything else on the stack: a product over the whole stack picks other kernels for other R, and then a
-run would not be bit-identical to the same run trained alone.
+Gradients are written out (softmax minus one-hot), so a step is a dozen tensor operations and no graph. The
+runs of a
+probe are trained side by side but each head keeps its own tensors: products and vectorised loops over a stack
+of heads round differently in other places of the stack, and a run would then not be bit-identical to the same
+run trained alone. Two products per head of the form (C, B) x (B, K) are also faster than their batched forms.
 
-Shapes: R heads, B batch, K features, C outputs (one logit for two classes, one per class otherwise). After: probe.
+Shapes: B batch, K features, C outputs (one logit for two classes, one per class otherwise). After: probe.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as functional
 from torch import Tensor
 
 from fm_eval.protocol import ProbeProtocol
@@ -22,7 +23,7 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
 def outputs_for(classes: int) -> int:
-    """Outputs of a head: one logit (sigmoid) for two classes, as in eva; otherwise one per class (softmax)."""
+    """Outputs of a head: one logit (sigmoid) for two classes, as in eva; else one per class (softmax)."""
     return 1 if classes == 2 else classes
 
 
@@ -37,78 +38,61 @@ def initial_head(features: int, outputs: int, generator: torch.Generator) -> tup
     return weight_CK, torch.empty(outputs).uniform_(-bound, bound, generator=generator)
 
 
-class HeadStack:
-    """R linear heads with their optimizer state.
+class Head:
+    """A linear head with its optimizer state.
 
     Args:
-        weight_RCK: initial weights, float32.
-        bias_RC: initial biases, float32.
+        weight_CK: initial weight.
+        bias_C: initial bias.
         protocol: optimizer and its settings.
     """
 
-    def __init__(self, weight_RCK: Tensor, bias_RC: Tensor, *, protocol: ProbeProtocol) -> None:
-        self.weight_RCK = weight_RCK.clone()
-        self.bias_RC = bias_RC.clone()
+    def __init__(self, weight_CK: Tensor, bias_C: Tensor, *, protocol: ProbeProtocol) -> None:
+        self.weight_CK = weight_CK.clone()
+        self.bias_C = bias_C.clone()
         self._protocol = protocol
         self._steps = 0
         # sgd: momentum; adamw: first and second moment
         moments = 1 if protocol.optimizer == "sgd" else 2
-        self._state = [
-            [torch.zeros_like(parameter) for _ in range(moments)] for parameter in (self.weight_RCK, self.bias_RC)
-        ]
+        self._weight_state = [torch.zeros_like(self.weight_CK) for _ in range(moments)]
+        self._bias_state = [torch.zeros_like(self.bias_C) for _ in range(moments)]
 
-    def __len__(self) -> int:
-        return len(self.weight_RCK)
-
-    def step(self, features_NK: Tensor, labels_N: Tensor, rows_RB: Tensor, *, lr: float) -> Tensor:
-        """One optimizer step of every head on its own rows.
+    def step(self, batch_BK: Tensor, labels_B: Tensor, *, lr: float) -> None:
+        """One optimizer step on the mean loss of a batch.
 
         Args:
-            features_NK: float32.
-            labels_N: int64 classes.
-            rows_RB: int64 row numbers, one batch per head.
+            batch_BK: features, same type as the weight.
+            labels_B: int64 classes.
             lr: learning rate.
-
-        Returns:
-            (R,) mean loss of each head before the step.
         """
-        batches = [features_NK.index_select(0, rows_B) for rows_B in rows_RB]
-        logits_RCB = self._logits(batches)
-        labels_R1B = labels_N[rows_RB].unsqueeze(1)
-        if logits_RCB.shape[1] == 1:
-            target_R1B = labels_R1B.to(logits_RCB.dtype)
-            loss_R = F.binary_cross_entropy_with_logits(logits_RCB, target_R1B, reduction="none").mean(dim=(1, 2))
-            error_RCB = torch.sigmoid(logits_RCB) - target_R1B
+        error_CB = self.logits(batch_BK)
+        if len(error_CB) == 1:
+            error_CB.sigmoid_().sub_(labels_B)
         else:
-            log_p_RCB = torch.log_softmax(logits_RCB, dim=1)
-            loss_R = -log_p_RCB.gather(1, labels_R1B).mean(dim=(1, 2))
-            error_RCB = log_p_RCB.exp_()
-            error_RCB.scatter_add_(1, labels_R1B, torch.full_like(labels_R1B, -1, dtype=error_RCB.dtype))
-        error_RCB /= rows_RB.shape[1]
-        errors = [error_CB.clone() for error_CB in error_RCB]
-        weight_gradients = [torch.mm(error_CB, batch_BK) for error_CB, batch_BK in zip(errors, batches, strict=True)]
+            error_CB = torch.softmax(error_CB, dim=0)
+            error_CB.scatter_add_(0, labels_B[None], torch.full_like(error_CB[:1], -1))
+        error_CB /= len(batch_BK)
         self._steps += 1
-        self._update(self.weight_RCK, torch.stack(weight_gradients), self._state[0], lr)
-        self._update(self.bias_RC, torch.stack([error_CB.sum(dim=1) for error_CB in errors]), self._state[1], lr)
-        return loss_R
+        self._update(self.weight_CK, torch.mm(error_CB, batch_BK), self._weight_state, lr)
+        self._update(self.bias_C, error_CB.sum(dim=1), self._bias_state, lr)
+
+    def logits(self, features_NK: Tensor) -> Tensor:
+        """(C, N) logits."""
+        return torch.mm(self.weight_CK, features_NK.T).add_(self.bias_C[:, None])
+
+    def loss(self, features_NK: Tensor, labels_N: Tensor) -> float:
+        """Mean cross-entropy, binary for a head of one logit."""
+        logits_CN = self.logits(features_NK)
+        if len(logits_CN) == 1:
+            return functional.binary_cross_entropy_with_logits(
+                logits_CN[0], labels_N.to(logits_CN.dtype)
+            ).item()
+        return functional.cross_entropy(logits_CN.T, labels_N).item()
 
     def predict(self, features_NK: Tensor) -> Tensor:
-        """(R, N) int64 predicted classes."""
-        logits_RCN = self._logits([features_NK] * len(self))
-        if logits_RCN.shape[1] == 1:
-            return (logits_RCN[:, 0] > 0).long()
-        return logits_RCN.argmax(dim=1)
-
-    def keep(self, heads: list[int]) -> None:
-        """Go on with these heads only."""
-        self.weight_RCK, self.bias_RC = self.weight_RCK[heads], self.bias_RC[heads]
-        self._state = [[moment[heads] for moment in moments] for moments in self._state]
-
-    def _logits(self, batches: list[Tensor]) -> Tensor:
-        # clone, here and for the errors: a slice of the stack may be aligned otherwise than a stack of one, and a
-        # product may then differ in the last bits
-        products = [torch.mm(w_CK.clone(), batch_BK.T) for w_CK, batch_BK in zip(self.weight_RCK, batches, strict=True)]
-        return torch.stack(products) + self.bias_RC.unsqueeze(2)
+        """(N,) int64 predicted classes."""
+        logits_CN = self.logits(features_NK)
+        return (logits_CN[0] > 0).long() if len(logits_CN) == 1 else logits_CN.argmax(dim=0)
 
     def _update(self, parameter: Tensor, gradient: Tensor, state: list[Tensor], lr: float) -> None:
         protocol = self._protocol

@@ -1,8 +1,8 @@
 """Which class do the nearest training embeddings vote for?
 
 Cosine similarity, k = 20 by default, two read-outs: majority vote (a tie goes to the smaller class) and votes
-weighted by exp(similarity / 0.07) (Wu et al. 2018, the read-out of DINO). Rows of equal similarity are taken in the
-order of the training rows. Queries are handled in chunks. Before: embed. After: result.
+weighted by exp(similarity / 0.07) (Wu et al. 2018, the read-out of DINO). Rows of equal similarity are taken
+in the order of the training rows. Queries are handled in chunks. Before: embed. After: result.
 """
 
 from __future__ import annotations

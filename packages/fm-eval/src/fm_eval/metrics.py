@@ -1,10 +1,10 @@
 """How good are predictions and, without labels, embeddings?
 
-Supervised: confusion matrices, accuracy, balanced accuracy. Unsupervised: ODCorr and RankMe, both streamed over row
-chunks in float64 with O(K^2) memory, so that they are exact for any number of rows.
+Supervised: confusion matrices, accuracy, balanced accuracy. Unsupervised: ODCorr and RankMe, both streamed
+over row chunks in float64 with O(K^2) memory, so that they are exact for any number of rows.
 
-Before: embed. After: result. A value that the definition leaves open (0/0) is a `Metric` whose value is None, with
-the reason beside it; NaN never leaves this module.
+Before: embed. After: result. A value that the definition leaves open (0/0) is a `Metric` whose value is None,
+with the reason beside it; NaN never leaves this module.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def balanced_accuracy(confusion: IntArray) -> Metric:
 def odcorr(embeddings: AnyFloatArray) -> ODCorr:
     """Off-diagonal correlation (the paper's Eq. 1): root mean square Pearson correlation of distinct rows.
 
-    With rows centred over their features and scaled to unit length, the sum of all squared correlations is the
-    squared Frobenius norm of the (K, K) Gram matrix, so no N x N matrix is formed.
+    With rows centred over their features and scaled to unit length, the sum of all squared correlations is
+    the squared Frobenius norm of the (K, K) Gram matrix, so no N x N matrix is formed.
 
     Args:
         embeddings: (N, K) of any float type; computed in float64.
@@ -136,7 +136,7 @@ def rankme(embeddings: AnyFloatArray) -> Metric:
         return Metric(None, "all embeddings are zero")
     factor = np.zeros((0, embeddings.shape[1]))
     for chunk in _chunks(embeddings):
-        factor = np.linalg.qr(np.concatenate([factor, chunk / largest]), mode="r")
+        factor = np.asarray(np.linalg.qr(np.concatenate([factor, chunk / largest]), mode="r"))
     singular = np.linalg.svd(factor, compute_uv=False)[: min(embeddings.shape)]
     p = singular / singular.sum() + 1e-7
     return Metric(float(np.exp(-(p * np.log(p)).sum())))
@@ -148,7 +148,9 @@ def _check(embeddings: AnyFloatArray) -> None:
     for start in range(0, len(embeddings), _CHUNK_ROWS):
         bad = ~np.isfinite(embeddings[start : start + _CHUNK_ROWS]).all(axis=1)
         if bad.any():
-            raise MetricError(f"embeddings: row {start + int(bad.argmax())} holds NaN or infinity; check the backbone")
+            raise MetricError(
+                f"embeddings: row {start + int(bad.argmax())} holds NaN or infinity; check the backbone"
+            )
 
 
 def _chunks(embeddings: AnyFloatArray) -> Iterator[FloatArray]:

@@ -2,11 +2,12 @@
 
 1. features are standardised with the training rows' mean and std, where the protocol says so;
 2. all runs of the protocol train side by side, each with its own initial head and its own order of rows;
-3. after every epoch the selection split is predicted; a run keeps its best epoch and stops after the patience;
+3. after every epoch the selection split is predicted; a run keeps its best epoch and stops after the
+   patience;
 4. `predict` uses the best head of every run.
 
-A run depends on (seed, run number) alone: trained with others or by itself it gives the same bits. Before: embed,
-protocol, head. After: result.
+A run depends on (seed, run number) alone: trained with others or by itself it gives the same bits. Before:
+embed, protocol, head. After: result.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from fm_eval.errors import ProbeError
-from fm_eval.head import HeadStack, initial_head, outputs_for
+from fm_eval.head import Head, initial_head, outputs_for
 from fm_eval.metrics import AnyFloatArray, IntArray, accuracy, balanced_accuracy, confusion_matrix
 from fm_eval.protocol import ProbeProtocol
 
@@ -58,13 +59,11 @@ class LinearProbe:
         progress: show a progress bar.
 
     Attributes:
-        weight_RCK_: best weights, float32.
-        bias_RC_: best biases, float32.
+        heads_: the best head of each run.
         runs_: how each run went.
     """
 
-    weight_RCK_: Tensor
-    bias_RC_: Tensor
+    heads_: list[Head]
     runs_: list[ProbeRun]
 
     def __init__(
@@ -86,7 +85,9 @@ class LinearProbe:
         self.device = device
         self.progress = progress
 
-    def fit(self, train: AnyFloatArray, labels: IntArray, selection: AnyFloatArray, selection_labels: IntArray) -> Self:
+    def fit(
+        self, train: AnyFloatArray, labels: IntArray, selection: AnyFloatArray, selection_labels: IntArray
+    ) -> Self:
         """Train all runs.
 
         Args:
@@ -107,73 +108,64 @@ class LinearProbe:
         self._mean, self._std = mean, std
         with _threads_for(self.protocol.batch_size(len(train)) * train.shape[1]):
             self._fit(self._prepare(train), labels, self._prepare(selection), selection_labels)
-        if not bool(torch.isfinite(self.weight_RCK_).all()):
+        if not all(bool(torch.isfinite(head.weight_CK).all()) for head in self.heads_):
             raise ProbeError(f"probe {self.protocol.name}: diverged; use the protocol paper-standardized")
         return self
 
     def predict(self, embeddings: AnyFloatArray) -> IntArray:
         """(R, N) int64 classes that the best head of each run predicts for (N, K) embeddings."""
-        best = HeadStack(self.weight_RCK_, self.bias_RC_, protocol=self.protocol)
-        predicted: IntArray = best.predict(self._prepare(embeddings)).cpu().numpy()
-        return predicted
+        features_NK = self._prepare(embeddings)
+        return np.stack([head.predict(features_NK).cpu().numpy() for head in self.heads_])
 
-    def _fit(self, features_NK: Tensor, labels: IntArray, selection_VK: Tensor, selection_labels: IntArray) -> None:
+    def _fit(
+        self, features_NK: Tensor, labels: IntArray, selection_VK: Tensor, selection_labels: IntArray
+    ) -> None:
         labels_N = torch.from_numpy(labels).to(self.device)
-        stack = self._initial_stack(features_NK.shape[1])
-        self.weight_RCK_, self.bias_RC_ = stack.weight_RCK.clone(), stack.bias_RC.clone()
+        rows = len(features_NK)
+        heads = self._initial_heads(features_NK.shape[1])
+        self.heads_ = [Head(head.weight_CK, head.bias_C, protocol=self.protocol) for head in heads]
         self.runs_ = [ProbeRun(run) for run in self.run_ids]
         orders = [_generator(self.seed, run, 1) for run in self.run_ids]
-        active = list(range(len(self.run_ids)))
-        patience = self.protocol.patience_epochs(len(features_NK))
+        active = list(range(len(heads)))
+        patience = self.protocol.patience_epochs(rows)
         step, epoch = 0, 0
-        with tqdm(
-            total=self.protocol.max_steps, desc=f"probe {self.protocol.name}", unit="step", disable=not self.progress
-        ) as bar:
+        title = f"probe {self.protocol.name}"
+        with tqdm(total=self.protocol.max_steps, desc=title, unit="step", disable=not self.progress) as bar:
             while active and step < self.protocol.max_steps:
-                rows_RN = torch.stack([torch.randperm(len(features_NK), generator=orders[i]) for i in active])
-                steps = self._train_epoch(stack, features_NK, labels_N, rows_RN, step=step, epoch=epoch)
-                step, epoch = step + steps, epoch + 1
-                bar.update(steps)
-                predicted_RV = stack.predict(selection_VK).cpu().numpy()
-                stopped = []
-                for position, i in enumerate(active):
-                    run = self.runs_[i]
+                for i in active:
+                    order_N = torch.randperm(rows, generator=orders[i]).to(self.device)
+                    taken = self._train_epoch(
+                        heads[i], features_NK, labels_N, order_N, step=step, epoch=epoch
+                    )
+                step, epoch = step + taken, epoch + 1
+                bar.update(taken)
+                for i in active:
+                    run, head = self.runs_[i], heads[i]
                     run.epochs, run.steps = epoch, step
-                    score = self._monitor(selection_labels, predicted_RV[position])
+                    score = self._monitor(selection_labels, head.predict(selection_VK).cpu().numpy())
                     if score > run.best_score:
                         run.best_epoch, run.best_score = epoch, score
-                        self.weight_RCK_[i], self.bias_RC_[i] = stack.weight_RCK[position], stack.bias_RC[position]
-                    elif epoch - run.best_epoch >= patience:
-                        stopped.append(position)
-                if stopped:
-                    going = [position for position in range(len(active)) if position not in stopped]
-                    active = [active[position] for position in going]
-                    stack.keep(going)
+                        self.heads_[i] = Head(head.weight_CK, head.bias_C, protocol=self.protocol)
+                active = [i for i in active if epoch - self.runs_[i].best_epoch < patience]
 
     def _train_epoch(
-        self, stack: HeadStack, features_NK: Tensor, labels_N: Tensor, rows_RN: Tensor, *, step: int, epoch: int
+        self, head: Head, features_NK: Tensor, labels_N: Tensor, order_N: Tensor, *, step: int, epoch: int
     ) -> int:
-        """Train one epoch, or what is left of the steps; returns the steps taken."""
-        train_rows = len(features_NK)
-        batch = self.protocol.batch_size(train_rows)
-        rows_RN = rows_RN.to(features_NK.device)
-        taken = 0
-        for start in range(0, train_rows, batch):
-            if step + taken == self.protocol.max_steps:
-                break
-            lr = self.protocol.lr(step=step + taken, epoch=epoch, train_rows=train_rows)
-            stack.step(features_NK, labels_N, rows_RN[:, start : start + batch], lr=lr)
-            taken += 1
-        return taken
+        """Train one epoch of one run, or what is left of the steps; returns the steps taken."""
+        rows = len(features_NK)
+        batches = torch.split(order_N, self.protocol.batch_size(rows))[: self.protocol.max_steps - step]
+        for number, batch in enumerate(batches):
+            lr = self.protocol.lr(step=step + number, epoch=epoch, train_rows=rows)
+            head.step(features_NK.index_select(0, batch), labels_N.index_select(0, batch), lr=lr)
+        return len(batches)
 
-    def _initial_stack(self, features: int) -> HeadStack:
+    def _initial_heads(self, features: int) -> list[Head]:
         heads = []
         for run in self.run_ids:
             generator = _generator(self.seed, 0 if self.protocol.shared_initial_head else run, 0)
-            heads.append(initial_head(features, outputs_for(self.classes), generator))
-        weight_RCK = torch.stack([weight for weight, _ in heads]).to(self.device)
-        bias_RC = torch.stack([bias for _, bias in heads]).to(self.device)
-        return HeadStack(weight_RCK, bias_RC, protocol=self.protocol)
+            weight_CK, bias_C = initial_head(features, outputs_for(self.classes), generator)
+            heads.append(Head(weight_CK.to(self.device), bias_C.to(self.device), protocol=self.protocol))
+        return heads
 
     def _prepare(self, embeddings: AnyFloatArray) -> Tensor:
         if not self.protocol.standardize:
@@ -182,7 +174,9 @@ class LinearProbe:
 
     def _monitor(self, labels: IntArray, predicted: IntArray) -> float:
         confusion = confusion_matrix(labels, predicted, classes=self.classes)
-        plain = self.protocol.monitor == "accuracy" or (self.protocol.monitor == "eva_accuracy" and self.classes == 2)
+        plain = self.protocol.monitor == "accuracy" or (
+            self.protocol.monitor == "eva_accuracy" and self.classes == 2
+        )
         score = (accuracy if plain else balanced_accuracy)(confusion).value
         assert score is not None, "the selection split has rows"
         return score
@@ -207,9 +201,13 @@ def _threads_for(values_a_batch: int) -> Iterator[None]:
 
 def _check(embeddings: AnyFloatArray, labels: IntArray, classes: int, which: str) -> None:
     if embeddings.ndim != 2 or 0 in embeddings.shape or labels.shape != (len(embeddings),):
-        raise ProbeError(f"probe: {which} arrays of shape {embeddings.shape} and {labels.shape}, expected (N, K) and (N,)")
+        raise ProbeError(
+            f"probe: {which} arrays of shape {embeddings.shape} and {labels.shape}, expected (N, K) and (N,)"
+        )
     if labels.min() < 0 or labels.max() >= classes:
-        raise ProbeError(f"probe: {which} labels span {labels.min()}..{labels.max()}, allowed are 0..{classes - 1}")
+        raise ProbeError(
+            f"probe: {which} labels span {labels.min()}..{labels.max()}, allowed are 0..{classes - 1}"
+        )
     if not np.isfinite(embeddings).all():
         row = int((~np.isfinite(embeddings).all(axis=1)).argmax())
         raise ProbeError(f"probe: {which} row {row} holds NaN or infinity; check the backbone")

@@ -2,13 +2,14 @@
 
 A protocol is a frozen value with a name; the presets are
 
-- `paper`: the paper's Table VI. One linear layer, SGD with Nesterov momentum 0.9, no decay, 12,500 steps, learning
-  rate 0.01 at batch 4096 scaled linearly with the batch (256 for fewer than 4096 training rows), cosine to zero over
-  the steps, early stopping after 5 % of the largest possible number of epochs, five runs.
-- `paper-standardized`: the same after standardising every feature with the training rows' mean and std. A fixed
-  learning rate favours embeddings of large scale; this makes models with different feature scale comparable.
-- `eva-0.0.2`: what the eva release behind the published numbers does: the cosine is stepped once an epoch, so the
-  rate hardly falls, and all runs start from one initial head.
+- `paper`: the paper's Table VI. One linear layer, SGD with Nesterov momentum 0.9, no decay, 12,500 steps,
+  learning rate 0.01 at batch 4096 scaled linearly with the batch (256 for fewer than 4096 training rows),
+  cosine to zero over the steps, early stopping after 5 % of the largest possible number of epochs, five runs.
+- `paper-standardized`: the same after standardising every feature with the training rows' mean and std. A
+  fixed learning rate favours embeddings of large scale; this makes models with different feature scale
+  comparable.
+- `eva-0.0.2`: what the eva release behind the published numbers does: the cosine is stepped once an epoch, so
+  the rate hardly falls, and all runs start from one initial head.
 - `eva-0.4`: eva 0.4.5: AdamW at 3e-4 (a third of it for five epochs), batch 256, a patience of 20 %.
 
 After: probe, which trains by it; result, which records it.
@@ -45,9 +46,11 @@ class ProbeProtocol:
         weight_decay: of either optimizer.
         schedule: `cosine` to zero at step `max_steps`, or `warm-third`: a third of the rate for five epochs.
         schedule_unit: what the cosine counts, optimizer steps or epochs (eva 0.0.2).
-        patience_fraction: early stopping after this share of the largest possible number of epochs without a new best.
+        patience_fraction: early stopping after this share of the largest possible number of epochs without a
+            new best.
         round_patience_up: round that number of epochs up instead of down.
-        monitor: what selects the epoch. `eva_accuracy`: mean recall for three and more classes, accuracy for two.
+        monitor: what selects the epoch. `eva_accuracy`: mean recall for three and more classes, accuracy for
+            two.
         standardize: subtract the training mean and divide by the training std of each feature.
         shared_initial_head: start all runs from the same head.
     """
@@ -72,12 +75,16 @@ class ProbeProtocol:
     shared_initial_head: bool = False
 
     def __post_init__(self) -> None:
-        for field, value in (("runs", self.runs), ("max_steps", self.max_steps), ("batch", self.small_batch_size)):
+        for field, value in (
+            ("runs", self.runs),
+            ("max_steps", self.max_steps),
+            ("batch", self.small_batch_size),
+        ):
             if value < 1:
                 raise ProbeError(f"protocol {self.name}: got {field} {value}, at least 1 needed")
         if not self.base_lr > 0 or not 0 < self.patience_fraction <= 1:
             raise ProbeError(
-                f"protocol {self.name}: got base_lr {self.base_lr} and patience_fraction {self.patience_fraction}, "
+                f"protocol {self.name}: base_lr {self.base_lr}, patience_fraction {self.patience_fraction}; "
                 "allowed are base_lr > 0 and 0 < patience_fraction <= 1"
             )
 

@@ -1,8 +1,9 @@
 """How do several results become one page to send to a colleague?
 
-One static HTML file: a first line that says whether the trained model beats both baselines, a summary table, every
-run, embedding plots, confusion matrices, example patches, provenance. No script, no network, figures as inline SVG.
-Everything that comes from a result file is escaped. Before: compare, svg. The layout is `report_template.html`.
+One static HTML file: a first line that says whether the trained model beats both baselines, a summary table,
+every run, embedding plots, confusion matrices, example patches, provenance. No script, no network, figures as
+inline SVG. Everything that comes from a result file is escaped. Before: compare, svg. The layout is
+`report_template.html`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from fm_eval.compare import Estimate, Group, group_by_role, headline, pm, verdict
 from fm_eval.errors import ReportError
+from fm_eval.metrics import IntArray
 from fm_eval.result import EvalResult, Scores, write_atomically
 from fm_eval.svg import class_colour, scatter, strip_chart
 
@@ -54,7 +56,7 @@ def render_report(results: Sequence[EvalResult]) -> str:
         "subtitle": _subtitle(first),
         "summary_note": _summary_note(first),
         "summary_table": _summary_table(groups, protocol, split),
-        "runs_note": "A dot is one probe run (of any training seed), the line the mean, the band one standard deviation.",
+        "runs_note": "A dot is one probe run (of any seed); line and band: mean and standard deviation.",
         "runs_chart": _runs_chart(groups, protocol, split),
         "other_protocols": _other_protocols(groups, protocol, split),
         "embedding_note": escape(
@@ -64,7 +66,8 @@ def render_report(results: Sequence[EvalResult]) -> str:
         "key": _key(first.classes),
         "embedding_plots": "".join(_embedding_plot(group.results[0]) for group in groups),
         "confusion_note": escape(
-            f"Share of each true class (row) predicted as each class (column) on {split}, over all runs of {protocol}."
+            f"Share of each true class (row) predicted as each class (column) on {split}, "
+            f"over all results and runs of {protocol}."
         ),
         "confusion": "".join(_confusion(group, protocol, split) for group in groups),
         "examples_note": escape(f"From the {split} split."),
@@ -85,24 +88,33 @@ def _summary_note(result: EvalResult) -> str:
     probe = result.probes[0]
     text = f"Balanced accuracy is the mean recall over classes; chance is {1 / len(result.classes):.3f}. "
     if probe.selected_on == result.reported_split:
-        text += f"There is no val split: {probe.selected_on} also selected the epochs, so its numbers are optimistic. "
+        text += f"No val split: {probe.selected_on} also selected the epochs, so its numbers are optimistic. "
     else:
-        text += f"Epochs were selected on {probe.selected_on}; {result.reported_split} was looked at once. "
+        text += f"Epochs were selected on {probe.selected_on}; the comparison is on {result.reported_split}. "
     if result.dataset["identical_across_splits"]:
-        text += f"{result.dataset['identical_across_splits']} images also occur, byte for byte, in another split. "
-    text += "ODCorr: root mean square correlation of distinct patches, lower is more distinct, with the floor that noise "
-    return escape(text + "of this dimension would give. RankMe: smooth rank of the uncentred embeddings.")
+        count = result.dataset["identical_across_splits"]
+        text += f"{count} images also occur, byte for byte, in another split. "
+    text += (
+        "ODCorr: root mean square correlation of distinct patches, lower is more distinct, with the floor "
+    )
+    return escape(
+        text + "that noise of this dimension would give. RankMe: smooth rank of the uncentred embeddings."
+    )
 
 
 def _summary_table(groups: Sequence[Group], protocol: str, split: str) -> str:
     other = "val" if split == "test" and groups[0].estimate(protocol, "val") else None
-    head = ["Model", f"{split}<br>linear probe", "spread over"]
+    head = ["Model", f"{split}<br>linear probe"]
     head += [f"{other}<br>linear probe"] if other else []
-    head += [f"{split}<br>k-NN", "ODCorr<br><small>noise floor</small>", "RankMe<br><small>of dimension</small>"]
+    head += [
+        f"{split}<br>k-NN",
+        "ODCorr<br><small>noise floor</small>",
+        "RankMe<br><small>of dimension</small>",
+    ]
     lines = []
     for group in groups:
         estimate = headline(group)
-        cells = [f"<strong>{pm(estimate)}</strong>", escape(estimate.over)]
+        cells = [f"<strong>{pm(estimate)}</strong><br><small>{escape(estimate.over)}</small>"]
         if other:
             selection = group.estimate(protocol, other)
             cells.append(pm(selection) if selection else "-")
@@ -111,12 +123,17 @@ def _summary_table(groups: Sequence[Group], protocol: str, split: str) -> str:
         lines.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     header = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     caption = "<caption>Balanced accuracy, mean ± standard deviation, and label-free metrics</caption>"
-    return f'<table class="summary">{caption}<thead><tr>{header}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    body = f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<table class="summary">{caption}{body}</table>'
 
 
 def _knn_cell(group: Group, split: str) -> str:
     values = [result.knn.majority[split].mean for result in group.results if split in result.knn.majority]
-    return _mean_std(values, 3) if len(values) == len(group.results) else _undefined([r.knn.undefined for r in group.results])
+    return (
+        _mean_std(values, 3)
+        if len(values) == len(group.results)
+        else _undefined([r.knn.undefined for r in group.results])
+    )
 
 
 def _odcorr_cell(group: Group) -> str:
@@ -159,7 +176,9 @@ def _runs_chart(groups: Sequence[Group], protocol: str, split: str) -> str:
 
 def _other_protocols(groups: Sequence[Group], protocol: str, split: str) -> str:
     names = [probe.protocol["name"] for probe in groups[0].results[0].probes]
-    others = [name for name in names if name != protocol and all(group.estimate(name, split) for group in groups)]
+    others = [
+        name for name in names if name != protocol and all(group.estimate(name, split) for group in groups)
+    ]
     if not others:
         return ""
     header = "".join(f'<th scope="col">{escape(name)}</th>' for name in others)
@@ -170,13 +189,17 @@ def _other_protocols(groups: Sequence[Group], protocol: str, split: str) -> str:
         lines.append(f'<tr><th scope="row">{escape(group.label)}</th>{cells}</tr>')
     caption = f"<caption>Balanced accuracy on {escape(split)} under other protocols</caption>"
     return (
-        f'<h2>Other protocols</h2><div class="scroll"><table>{caption}<thead><tr><th scope="col">Model</th>{header}</tr>'
+        f'<h2>Other protocols</h2><div class="scroll"><table>{caption}'
+        f'<thead><tr><th scope="col">Model</th>{header}</tr>'
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
 def _key(classes: Sequence[str]) -> str:
-    items = (f'<li><i style="background:{class_colour(n)}"></i>{escape(name)}</li>' for n, name in enumerate(classes))
+    items = (
+        f'<li><i style="background:{class_colour(n)}"></i>{escape(name)}</li>'
+        for n, name in enumerate(classes)
+    )
     return f'<ul class="key">{"".join(items)}</ul>'
 
 
@@ -189,7 +212,8 @@ def _embedding_plot(result: EvalResult) -> str:
     shown = f"{len(points.x):,} of {points.rows:,} patches; " if len(points.x) < points.rows else ""
     return (
         f"<figure><h3>{escape(result.name)}</h3>"
-        f'<div class="plot">{drawing}</div><figcaption>{shown}{explained} of the variance</figcaption></figure>'
+        f'<div class="plot">{drawing}</div>'
+        f"<figcaption>{shown}{explained} of the variance</figcaption></figure>"
     )
 
 
@@ -204,29 +228,32 @@ def _confusion(group: Group, protocol: str, split: str) -> str:
     lines = []
     for name, row in zip(classes, share, strict=True):
         cells = "".join(
-            f'<td style="--share:{value:.3f}"{" class=strong" if value > 0.6 else ""}>{value:.2f}</td>' for value in row
+            f'<td style="--share:{value:.3f}"{" class=strong" if value > 0.6 else ""}>{value:.2f}</td>'
+            for value in row
         )
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    caption = f"<caption>rows: true, columns: predicted ({len(group.results)} × {_runs(group, protocol, split)} runs)</caption>"
+    caption = "<caption>rows: true, columns: predicted</caption>"
     return (
-        f'<div>{title}<div class="scroll"><table class="matrix">{caption}<thead><tr><td></td>{header}</tr></thead>'
+        f'<div>{title}<div class="scroll"><table class="matrix">{caption}'
+        f"<thead><tr><td></td>{header}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div></div>"
     )
 
 
-def _summed(scores: Sequence[Scores]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.sum([matrix for one in scores for matrix in one.confusion], axis=0, dtype=np.int64)
-
-
-def _runs(group: Group, protocol: str, split: str) -> int:
-    return len(group.scores(protocol, split)[0].balanced_accuracy)
+def _summed(scores: Sequence[Scores]) -> IntArray:
+    total: IntArray = np.sum([matrix for one in scores for matrix in one.confusion], axis=0, dtype=np.int64)
+    return total
 
 
 def _examples(name: str, images: Sequence[str]) -> str:
     for image in images:
         if not _BASE64.fullmatch(image):
-            raise ReportError(f"report: a thumbnail of class {name!r} is not base64; run the evaluation again")
-    tags = "".join(f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{image}">' for image in images)
+            raise ReportError(
+                f"report: a thumbnail of class {name!r} is not base64; run the evaluation again"
+            )
+    tags = "".join(
+        f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{image}">' for image in images
+    )
     return f'<div><h3>{escape(name)}</h3><div class="thumbs">{tags}</div></div>'
 
 
@@ -247,8 +274,11 @@ def _provenance(result: EvalResult) -> str:
         "versions": _flat(result.versions),
     }
     items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items())
-    return f"<details><summary>{escape(result.name)} <small>{escape(result.role)}</small></summary><dl>{items}</dl></details>"
+    title = f"{escape(result.name)} <small>{escape(result.role)}</small>"
+    return f"<details><summary>{title}</summary><dl>{items}</dl></details>"
 
 
 def _flat(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {_flat(value) if isinstance(value, dict) else value}" for key, value in facts.items())
+    return ", ".join(
+        f"{key} {_flat(value) if isinstance(value, dict) else value}" for key, value in facts.items()
+    )

@@ -1,8 +1,8 @@
 """What is the outcome of one evaluation, and how is it kept?
 
-A result is one JSON file that stands alone: numbers, where each came from, the points of the embedding plot and a
-few thumbnails, so that a report needs neither images nor weights. It is written atomically and carries a
-`format_version`; a newer one is refused by name. Before: evaluate. After: report.
+A result is one JSON file that stands alone: numbers, where each came from, the points of the embedding plot
+and a few thumbnails, so that a report needs neither images nor weights. It is written atomically and carries
+a `format_version`; a newer one is refused by name. Before: evaluate. After: report.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from fm_eval.errors import ResultError
 
@@ -49,7 +49,8 @@ class ProbeResult:
     Attributes:
         protocol: every field of the protocol.
         seed: of heads and orders.
-        selected_on: the split that chose the epochs. Where it is also the reported split, the numbers are optimistic.
+        selected_on: the split that chose the epochs. Where it is also the reported split, the numbers are
+            optimistic.
         scores: by split.
         runs: how each run went.
         seconds: wall time.
@@ -180,7 +181,9 @@ def read_result(path: str | Path) -> EvalResult:
         raise ResultError(f"result {path}: not written by `fm-eval run` (no format {FORMAT!r})")
     version = content.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ResultError(f"result {path}: format_version {version} is newer than {FORMAT_VERSION}; update fm-eval")
+        raise ResultError(
+            f"result {path}: format_version {version} is newer than {FORMAT_VERSION}; update fm-eval"
+        )
     try:
         return _result(content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -212,7 +215,9 @@ def _result(content: dict[str, Any]) -> EvalResult:
     known = {key: content[key] for key in (field.name for field in fields(EvalResult))}
     known["probes"] = [_build(ProbeResult, {**p, "scores": _scores(p["scores"])}) for p in content["probes"]]
     knn = content["knn"]
-    known["knn"] = _build(KnnResult, {**knn, **{vote: _scores(knn[vote]) for vote in ("majority", "softmax")}})
+    known["knn"] = _build(
+        KnnResult, {**knn, **{vote: _scores(knn[vote]) for vote in ("majority", "softmax")}}
+    )
     known["unsupervised"] = _build(UnsupervisedResult, content["unsupervised"])
     known["projection"] = _build(Projection, content["projection"])
     if not known["probes"]:
@@ -225,4 +230,4 @@ def _scores(by_split: dict[str, Any]) -> dict[str, Scores]:
 
 
 def _build(kind: type[_T], content: dict[str, Any]) -> _T:
-    return cast("_T", kind(**content))
+    return kind(**content)

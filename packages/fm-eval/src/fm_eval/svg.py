@@ -1,8 +1,8 @@
 """How are points and intervals drawn without a plotting library?
 
-Two figures as SVG text that takes its colours from the page's CSS variables, so that it follows dark and light:
-`strip_chart` (one row a model, a dot a run, mean and spread) and `scatter` (embedding plot, coloured by class).
-Called by report.
+Two figures as SVG text that takes its colours from the page's CSS variables, so that it follows dark and
+light: `strip_chart` (one row a model, a dot a run, mean and spread) and `scatter` (embedding plot, coloured
+by class). Called by report.
 """
 
 from __future__ import annotations
@@ -52,14 +52,17 @@ def strip_chart(rows: Sequence[tuple[str, Estimate, Sequence[float]]], *, unit: 
         if estimate.std is not None:
             start, end = at(estimate.mean - estimate.std), at(estimate.mean + estimate.std)
             parts.append(f'<line x1="{start}" x2="{end}" y1="{y}" y2="{y}" class="spread"/>')
+        middle = at(estimate.mean)
         parts += [f'<circle cx="{at(value)}" cy="{y}" r="4.5" class="dot"/>' for value in single]
-        parts.append(f'<line x1="{at(estimate.mean)}" x2="{at(estimate.mean)}" y1="{y - 10}" y2="{y + 10}" class="mean"/>')
+        parts.append(f'<line x1="{middle}" x2="{middle}" y1="{y - 10}" y2="{y + 10}" class="mean"/>')
     parts.append(f'<text x="{width - right}" y="{bottom + 42}" text-anchor="end">{escape(unit)}</text>')
     description = "; ".join(f"{label}: {estimate.mean:.3f}" for label, estimate, _ in rows)
     return _svg(parts, width=width, height=bottom + 50, title=f"{unit}. {description}")
 
 
-def scatter(x: Sequence[float], y: Sequence[float], labels: Sequence[int], *, classes: Sequence[str], title: str) -> str:
+def scatter(
+    x: Sequence[float], y: Sequence[float], labels: Sequence[int], *, classes: Sequence[str], title: str
+) -> str:
     """Points of an embedding plot, one path a class.
 
     Args:
@@ -85,7 +88,9 @@ def scatter(x: Sequence[float], y: Sequence[float], labels: Sequence[int], *, cl
         )
         if points:
             colour = class_colour(number)
-            parts.append(f'<path d="{points}" stroke="{colour}" class="points"><title>{escape(name)}</title></path>')
+            parts.append(
+                f'<path d="{points}" stroke="{colour}" class="points"><title>{escape(name)}</title></path>'
+            )
     return _svg(parts, width=size, height=size, title=title)
 
 

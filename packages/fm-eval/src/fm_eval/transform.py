@@ -1,7 +1,7 @@
 """How does an image file become the square uint8 array that a backbone is given?
 
-Decode to RGB, resize the shorter side to the backbone's input size (bilinear with antialias), cut the centre square.
-Scaling to [0, 1] and the mean/std belong to the model and are applied on its device by backbone.
+Decode to RGB, resize the shorter side to the backbone's input size (bilinear with antialias), cut the centre
+square. Scaling to [0, 1] and the mean/std belong to the model and are applied on its device by backbone.
 
 Before: datasets. After: embed, which calls this in threads (Pillow decodes and resizes outside the GIL).
 """
@@ -39,8 +39,16 @@ def load_rgb(path: Path) -> Image.Image:
                 return image.convert("RGB")
     except DatasetError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DatasetError(f"image {path}: cannot be decoded ({error}); replace the file or drop its row") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise DatasetError(
+            f"image {path}: cannot be decoded ({error}); replace the file or drop its row"
+        ) from error
 
 
 def resize_and_crop(image: Image.Image, *, size_px: int) -> NDArray[np.uint8]:
