@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_warn
 from tqdm import tqdm
@@ -65,7 +67,9 @@ class StageProgressBar(ProgressBar):
 
 
 class Throughput(Callback):
-    """Logs `images_per_second` over all ranks and `data_stall_share`, the share of time spent waiting for data.
+    """Logs `images_per_second` over all ranks, `data_stall_share` (time spent waiting for data) and `memory_gib`.
+
+    Memory is the peak: of the device where there is one, else of the process.
 
     Args:
         window: micro-batches between two readings.
@@ -102,9 +106,17 @@ class Throughput(Callback):
                 {
                     "images_per_second": self._images * trainer.world_size / seconds,
                     "data_stall_share": self._stalled / seconds,
+                    "memory_gib": _peak_memory_gib(pl_module.device),
                 }
             )
             self._since, self._images, self._batches, self._stalled = self._ended, 0, 0, 0.0
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes / 2**20
 
 
 class CollapseMonitor(Callback):
@@ -165,8 +177,8 @@ class StepCheckpoint(Checkpoint):
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
         if step % self._every == 0 or step >= trainer.max_steps:
-            trainer.save_checkpoint(folder / "last.ckpt")
+            trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
             self._saved = step
         if self._keep and step % self._keep == 0:
-            trainer.save_checkpoint(folder / f"step-{step:08d}.ckpt")
+            trainer.save_checkpoint(folder / f"step-{step:08d}.ckpt", weights_only=False)
             self._saved = step

@@ -6,15 +6,19 @@ from a checkpoint or, without one, from the seeded initial weights. Mistakes of 
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import warnings
+import zipfile
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -26,6 +30,8 @@ from ssl_train.dino import DINO
 
 _SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas|auth", re.IGNORECASE)
 _MASK = "***"
+# What a mistake in a config, a file or a stream raises; anything else is a bug and shows its traceback.
+USER_ERRORS = (ValueError, OSError, RuntimeError, ArgumentError, MisconfigurationException)
 
 
 class SSLTrainer(pl.Trainer):
@@ -88,7 +94,6 @@ class SSLCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed for everything, and the checkpoint policy."""
-        parser.set_defaults({"seed_everything": 0})
         parser.add_lightning_class_args(StepCheckpoint, "checkpoints")
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_as_seed)
 
@@ -97,17 +102,35 @@ class SSLCLI(LightningCLI):
         if self.subcommand != "export":
             super().instantiate_classes()
             return
-        data = self.config["export"].pop("data", None)
-        self._mpp = _configured_mpp(data)
-        super().instantiate_classes()
+        config = self.config.export
+        self._mpp = _configured_mpp(config.get("data"))
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
+        self.model = parser.instantiate_classes(parser.parse_object({"model": config.model})).model
+        self.datamodule = None
+        self.config_init = self.config
+        self.trainer = SSLTrainer(
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Adds the logger, which writes `metrics.csv` into the run folder."""
+        """Adds the logger: `logs/version_N/metrics.csv` in the run folder, a new N for every start."""
         trainer_config = self._get(self.config_init, "trainer")
-        if trainer_config.get("logger") in (None, True) and self.subcommand == "fit":
-            root = trainer_config.get("default_root_dir") or "."
-            kwargs["logger"] = CSVLogger(save_dir=root, name="", version="")
+        if trainer_config.get("logger") in (None, True):
+            kwargs["logger"] = CSVLogger(save_dir=trainer_config.get("default_root_dir") or ".", name="logs")
         return super().instantiate_trainer(**kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Checkpoints hold no hyperparameters: the config says everything. Only the file itself is checked."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"checkpoint {path}: not a checkpoint, or cut short; give one that fit has written"
+            )
 
     def export(self, *, model: DINO, output: str, ckpt_path: str | None, input_size_px: int | None) -> None:
         """Writes the checkpoint folder."""
@@ -143,19 +166,34 @@ def run(args: Sequence[str] | None = None) -> SSLCLI:
         },
         save_config_callback=MaskedSaveConfig,
         seed_everything_default=0,
+        parser_kwargs={
+            "exit_on_error": False,
+            "fit": {"exit_on_error": False},
+            "export": {"exit_on_error": False},
+        },
         args=list(args) if args is not None else None,
     )
 
 
 def main() -> None:
     """Entry point of the console script."""
-    # Lightning says how it would like its loaders and devices; a run's own output is the progress bar.
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    # Lightning's advice on loaders and devices does not concern a user of a YAML; the progress bar reports the run.
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
+    for category in (FutureWarning, PossibleUserWarning):
+        warnings.filterwarnings("ignore", category=category, module="(pytorch_lightning|lightning_fabric)")
     try:
         run()
     except KeyboardInterrupt:
         print("ssl-train: interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, MisconfigurationException) as error:
-        print(f"ssl-train: {' '.join(str(error).split())}", file=sys.stderr)
+    except USER_ERRORS as error:
+        print(f"ssl-train: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error as one line, without the dump of the config that jsonargparse adds to it."""
+    text = " ".join(str(error).split())
+    cause = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'> Given value", text)
+    return cause.group(1) if cause else text

@@ -10,9 +10,7 @@ is a dictionary with at least
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
-
-from typing_extensions import Self
+from typing import Any, Protocol, Self
 
 
 class PatchStream(Protocol):

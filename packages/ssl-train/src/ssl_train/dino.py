@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ssl_train import schedules
 from ssl_train.backbone import PositionInterpolation, create_backbone, embed_cls, load_initial_weights
-from ssl_train.crops import N_GLOBALS, MultiCrop
+from ssl_train.crops import MultiCrop
 from ssl_train.ema import update_teacher
 from ssl_train.heads import DINOHead
 from ssl_train.losses import DINOLoss
@@ -49,6 +49,8 @@ class DINO(pl.LightningModule):
         head_hidden_dim: width of the head's MLP.
         head_bottleneck_dim: dimension of the prototypes.
         head_nlayers: linear layers of the head's MLP.
+        head_use_bn: batch normalisation in the head's MLP (`use_bn_in_head`); spreads the outputs of young networks,
+            so that short runs do not stay at the uniform answer. Several devices need `trainer.sync_batchnorm`.
         norm_last_layer: keep prototypes at unit length.
         epoch_size: patches in an epoch, the unit of the arguments below.
         base_learning_rate: peak for 256 patches a step, scaled linearly.
@@ -85,6 +87,7 @@ class DINO(pl.LightningModule):
         head_hidden_dim: int = 2_048,
         head_bottleneck_dim: int = 256,
         head_nlayers: int = 3,
+        head_use_bn: bool = False,
         norm_last_layer: bool = True,
         epoch_size: int = 1_280_000,
         base_learning_rate: float = 5e-4,
@@ -122,6 +125,7 @@ class DINO(pl.LightningModule):
                 hidden_dim=head_hidden_dim,
                 bottleneck_dim=head_bottleneck_dim,
                 nlayers=head_nlayers,
+                use_bn=head_use_bn,
                 norm_last_layer=norm_last_layer,
             )
             self.teacher = self._network(
@@ -130,12 +134,14 @@ class DINO(pl.LightningModule):
                 hidden_dim=head_hidden_dim,
                 bottleneck_dim=head_bottleneck_dim,
                 nlayers=head_nlayers,
+                use_bn=head_use_bn,
                 norm_last_layer=norm_last_layer,
             )
         if init_weights is not None:
             load_initial_weights(self.student["backbone"], init_weights)
         self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False).eval()
+        self.teacher.requires_grad_(False)
+        self.teacher["backbone"].eval()
         self.loss = DINOLoss(out_dim=out_dim, student_temp=student_temp, center_momentum=center_momentum)
         patch = self.student["backbone"].patch_embed.patch_size[0]
         for name in ("global_size_px", "local_size_px"):
@@ -162,9 +168,12 @@ class DINO(pl.LightningModule):
         return nn.ModuleDict({"backbone": backbone, "head": DINOHead(in_dim=backbone.embed_dim, **head)})
 
     def train(self, mode: bool = True) -> DINO:
-        """Puts the student into training mode; the teacher stays in evaluation mode."""
+        """Puts the student into training mode; the teacher's backbone stays in evaluation mode.
+
+        Batch normalisation in the teacher's head, where asked for, works on the batch, as in the reference.
+        """
         super().train(mode)
-        self.teacher.eval()
+        self.teacher["backbone"].eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -187,23 +196,32 @@ class DINO(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch of patches: `image` uint8 (B, H, W, 3), `index` (B,)."""
         patches, indices = batch["image"], batch["index"]
-        globals_GB, locals_LB = self.crops(patches, indices, seed=self.seed)
+        dtype = self.student["backbone"].pos_embed.dtype
+        globals_GB, locals_LB = (crop.to(dtype) for crop in self.crops(patches, indices, seed=self.seed))
         step_seed = np.random.SeedSequence([self.seed, self.global_step, batch_idx, self.global_rank])
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             torch.manual_seed(int(step_seed.generate_state(1)[0]))
-            student_CBK = torch.cat(
-                [_logits(self.student, views, self._embed) for views in (globals_GB, locals_LB) if len(views)]
-            )
+            student_CBK = self._logits(self.student, globals_GB, locals_LB)
         with torch.no_grad():
-            teacher_2BK = _logits(self.teacher, globals_GB, self._embed)
+            teacher_2BK = self._logits(self.teacher, globals_GB)
         teacher_temp = self._teacher_temp_now()
         loss: Tensor = self.loss(student_CBK, teacher_2BK, teacher_temp=teacher_temp)
         self._log(loss, teacher_2BK, teacher_temp)
         self.loss.observe(teacher_2BK)
         return loss
 
-    def _embed(self, backbone: nn.Module, images: Tensor) -> Tensor:
-        return embed_cls(backbone, images, position_interpolation=self._position_interpolation)
+    def _logits(self, network: nn.ModuleDict, *crops: Tensor) -> Tensor:
+        """Prototype logits (C, B, K) of crops (c, B, 3, S, S), one backbone pass for each size and one of the head."""
+        embeddings_CBD = [
+            embed_cls(
+                network["backbone"], views.flatten(0, 1), position_interpolation=self._position_interpolation
+            ).unflatten(0, views.shape[:2])
+            for views in crops
+            if len(views)
+        ]
+        joined_CBD = torch.cat(embeddings_CBD)
+        logits: Tensor = network["head"](joined_CBD.flatten(0, 1))
+        return logits.unflatten(0, joined_CBD.shape[:2])
 
     def _log(self, loss: Tensor, teacher_2BK: Tensor, teacher_temp: float) -> None:
         with torch.no_grad():
@@ -224,7 +242,7 @@ class DINO(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with the reference's parameter groups; its rates are set anew at every step."""
-        return torch.optim.AdamW(parameter_groups(self.student), lr=0.0, weight_decay=0.0)
+        return torch.optim.AdamW(parameter_groups(self.student), lr=0.0, weight_decay=0.0, fused=True)
 
     def optimizer_step(
         self,
@@ -297,12 +315,6 @@ class DINO(pl.LightningModule):
                 f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it"
             )
         return total
-
-
-def _logits(network: nn.ModuleDict, views: Tensor, embed: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-    """Prototype logits (views, B, K) of crops (views, B, 3, S, S) of one size, in one forward pass."""
-    logits: Tensor = network["head"](embed(network["backbone"], views.flatten(0, 1)))
-    return logits.unflatten(0, views.shape[:2])
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

@@ -18,9 +18,9 @@ class WeightNormLinear(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, *, train_norm: bool) -> None:
         super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=train_norm)
         # The direction keeps torch's default initialisation of a linear layer, as in the reference.
         self.weight_v = nn.Parameter(nn.Linear(in_dim, out_dim, bias=False).weight.detach().clone())
-        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=train_norm)
 
     def forward(self, x_BN: Tensor) -> Tensor:
         """Maps (B, N) to (B, K)."""

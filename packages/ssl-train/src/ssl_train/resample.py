@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-_BOX_PASSES = 3
+BOX_PASSES = 3
 
 
 def crop_resize_matrix(
@@ -53,15 +53,25 @@ def _bicubic(x: Tensor) -> Tensor:
 def blur_matrix(*, radius_N: Tensor, size: int) -> Tensor:
     """Matrices of Pillow's Gaussian blur along an axis, (N, size, size).
 
-    Pillow approximates a Gaussian of standard deviation `radius` by three box blurs of fractional radius and repeats
-    the border pixels in each (Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box
-    filtering, 2011).
-
     Args:
         radius_N: standard deviation in pixels, float (N,), above 0.
         size: pixels of the axis.
     """
-    variance_N = radius_N**2 / _BOX_PASSES
+    once = box_blur_matrix(radius_N=radius_N, size=size)
+    return torch.linalg.matrix_power(once, BOX_PASSES)
+
+
+def box_blur_matrix(*, radius_N: Tensor, size: int) -> Tensor:
+    """Matrices of one of the box blurs that make a Gaussian blur, (N, size, size).
+
+    Pillow approximates a Gaussian by box blurs of fractional radius and repeats the border pixels in each (Gwosdek et
+    al., Theoretical foundations of Gaussian convolution by extended box filtering, 2011, equations 7, 11, 14).
+
+    Args:
+        radius_N: standard deviation of the Gaussian in pixels, float (N,), above 0.
+        size: pixels of the axis.
+    """
+    variance_N = radius_N**2 / BOX_PASSES
     whole_N = ((torch.sqrt(12 * variance_N + 1) - 1) / 2).floor()
     part_N = (2 * whole_N + 1) * (whole_N * (whole_N + 1) - 3 * variance_N)
     part_N = part_N / (6 * (variance_N - (whole_N + 1) ** 2))
@@ -73,7 +83,4 @@ def blur_matrix(*, radius_N: Tensor, size: int) -> Tensor:
     once = padded[:, :, pad : pad + size].clone()
     once[:, :, 0] += padded[:, :, :pad].sum(-1)
     once[:, :, -1] += padded[:, :, pad + size :].sum(-1)
-    result = once
-    for _ in range(_BOX_PASSES - 1):
-        result = result @ once
-    return result
+    return once
