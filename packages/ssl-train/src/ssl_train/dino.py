@@ -1,0 +1,321 @@
+"""How does DINO learn? (arXiv 2104.14294; reference: facebookresearch/dino, main_dino.py)
+
+A step of the optimizer, in this order:
+
+1. schedules at this step: learning rate, weight decay; teacher temperature by epoch,
+2. for every micro-batch: crops, student on all crops, teacher on the globals, loss, backward,
+3. per-parameter clipping, gradients of the frozen last layer removed, AdamW,
+4. the centre takes up the step's teacher logits; the teacher moves with the same step's momentum.
+
+"Epoch" is a unit of the schedules, `epoch_size` patches: training itself is one endless epoch of `max_steps` steps.
+
+Legend of shape suffixes: B patches, C crops, K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+
+from ssl_train import schedules
+from ssl_train.backbone import PositionInterpolation, create_backbone, embed_cls, load_initial_weights
+from ssl_train.crops import MultiCrop
+from ssl_train.ema import update_teacher
+from ssl_train.heads import DINOHead
+from ssl_train.losses import DINOLoss
+from ssl_train.optim import clip_gradients_per_parameter, parameter_groups
+
+# Linear scaling: the base learning rates are stated for this many patches a step.
+_REFERENCE_BATCH = 256
+
+
+class DINO(pl.LightningModule):
+    """Self-distillation with no labels.
+
+    Args:
+        architecture: timm name of the vision transformer.
+        architecture_kwargs: further arguments of the backbone, for example `img_size`, `patch_size`, `depth`.
+        init_weights: checkpoint folder or file with weights to start from; random where absent.
+        drop_path_rate: stochastic depth of the student.
+        position_interpolation: how positions are resized for other sizes than the native one, see `embed_cls`.
+        crops: the multi-crop augmentation.
+        out_dim: number of prototypes K.
+        head_hidden_dim: width of the head's MLP.
+        head_bottleneck_dim: dimension of the prototypes.
+        head_nlayers: linear layers of the head's MLP.
+        head_use_bn: batch normalisation in the head's MLP (`use_bn_in_head`); spreads the outputs of young networks,
+            so that short runs do not stay at the uniform answer. Several devices need `trainer.sync_batchnorm`.
+        norm_last_layer: keep prototypes at unit length.
+        epoch_size: patches in an epoch, the unit of the arguments below.
+        base_learning_rate: peak for 256 patches a step, scaled linearly.
+        min_learning_rate: learning rate at the end.
+        warmup_epochs: linear warm-up of the learning rate.
+        weight_decay: at the start.
+        weight_decay_end: at the end.
+        clip_grad: largest norm of each gradient tensor; 0 is off.
+        teacher_momentum: at the start; 1 at the end.
+        student_temp: temperature of the student.
+        warmup_teacher_temp: temperature of the teacher at the start.
+        teacher_temp: temperature of the teacher after the warm-up.
+        warmup_teacher_temp_epochs: length of that warm-up.
+        center_momentum: of the centre's running mean.
+        freeze_last_layer_epochs: epochs during which the prototypes do not move.
+        seed: of initial weights, crops and stochastic depth.
+
+    Raises:
+        ValueError: an argument out of range, or sizes that do not fit the backbone.
+    """
+
+    method = "dino"
+
+    def __init__(
+        self,
+        *,
+        architecture: str = "vit_small_patch16_224",
+        architecture_kwargs: dict[str, Any] | None = None,
+        init_weights: str | None = None,
+        drop_path_rate: float = 0.1,
+        position_interpolation: PositionInterpolation = "timm",
+        crops: MultiCrop | None = None,
+        out_dim: int = 65_536,
+        head_hidden_dim: int = 2_048,
+        head_bottleneck_dim: int = 256,
+        head_nlayers: int = 3,
+        head_use_bn: bool = False,
+        norm_last_layer: bool = True,
+        epoch_size: int = 1_280_000,
+        base_learning_rate: float = 5e-4,
+        min_learning_rate: float = 1e-6,
+        warmup_epochs: float = 10,
+        weight_decay: float = 0.04,
+        weight_decay_end: float = 0.4,
+        clip_grad: float = 3.0,
+        teacher_momentum: float = 0.996,
+        student_temp: float = 0.1,
+        warmup_teacher_temp: float = 0.04,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp_epochs: int = 0,
+        center_momentum: float = 0.9,
+        freeze_last_layer_epochs: float = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if epoch_size < 1 or seed < 0 or min(warmup_teacher_temp, teacher_temp) <= 0:
+            raise ValueError(
+                "DINO: epoch_size must be at least 1, seed at least 0 and temperatures above 0, got "
+                f"epoch_size={epoch_size}, seed={seed}, temperatures {warmup_teacher_temp} and {teacher_temp}"
+            )
+        if not 0 <= teacher_momentum <= 1:
+            raise ValueError(f"DINO: teacher_momentum must be between 0 and 1, got {teacher_momentum}")
+        self.architecture = architecture
+        self.architecture_kwargs = dict(architecture_kwargs or {})
+        self.crops = crops or MultiCrop()
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = self._network(
+                drop_path_rate,
+                out_dim=out_dim,
+                hidden_dim=head_hidden_dim,
+                bottleneck_dim=head_bottleneck_dim,
+                nlayers=head_nlayers,
+                use_bn=head_use_bn,
+                norm_last_layer=norm_last_layer,
+            )
+            self.teacher = self._network(
+                0.0,
+                out_dim=out_dim,
+                hidden_dim=head_hidden_dim,
+                bottleneck_dim=head_bottleneck_dim,
+                nlayers=head_nlayers,
+                use_bn=head_use_bn,
+                norm_last_layer=norm_last_layer,
+            )
+        if init_weights is not None:
+            load_initial_weights(self.student["backbone"], init_weights)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.teacher["backbone"].eval()
+        self.loss = DINOLoss(out_dim=out_dim, student_temp=student_temp, center_momentum=center_momentum)
+        patch = self.student["backbone"].patch_embed.patch_size[0]
+        for name in ("global_size_px", "local_size_px"):
+            size = getattr(self.crops, name)
+            if size % patch:
+                raise ValueError(
+                    f"crops: {name}={size} is not a multiple of the backbone's patch size {patch}"
+                )
+        self._position_interpolation = position_interpolation
+        self._epoch_size = epoch_size
+        self._learning_rate = (base_learning_rate, min_learning_rate)
+        self._warmup_epochs = warmup_epochs
+        self._weight_decay = (weight_decay, weight_decay_end)
+        self._clip_grad = clip_grad
+        self._teacher_momentum = teacher_momentum
+        self._teacher_temp = (warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
+        self._freeze_last_layer_epochs = freeze_last_layer_epochs
+        self._patches_per_step: int | None = None
+
+    def _network(self, drop_path_rate: float, **head: Any) -> nn.ModuleDict:
+        backbone = create_backbone(
+            self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs
+        )
+        return nn.ModuleDict({"backbone": backbone, "head": DINOHead(in_dim=backbone.embed_dim, **head)})
+
+    def train(self, mode: bool = True) -> DINO:
+        """Puts the student into training mode; the teacher's backbone stays in evaluation mode.
+
+        Batch normalisation in the teacher's head, where asked for, works on the batch, as in the reference.
+        """
+        super().train(mode)
+        self.teacher["backbone"].eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Teacher embeddings (B, D) of normalised float images (B, 3, H, W)."""
+        return embed_cls(
+            self.teacher["backbone"], images, position_interpolation=self._position_interpolation
+        )
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Sets the rates of this step; all micro-batches of a step agree on them."""
+        if self._patches_per_step is None:
+            per_rank = len(batch["image"]) * self.trainer.accumulate_grad_batches
+            self._patches_per_step = per_rank * self.trainer.world_size
+        learning_rate, weight_decay = self._rates(self.global_step)
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one micro-batch of patches: `image` uint8 (B, H, W, 3), `index` (B,)."""
+        patches, indices = batch["image"], batch["index"]
+        dtype = self.student["backbone"].pos_embed.dtype
+        globals_GB, locals_LB = (crop.to(dtype) for crop in self.crops(patches, indices, seed=self.seed))
+        step_seed = np.random.SeedSequence([self.seed, self.global_step, batch_idx, self.global_rank])
+        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
+            torch.manual_seed(int(step_seed.generate_state(1)[0]))
+            student_CBK = self._logits(self.student, globals_GB, locals_LB)
+        with torch.no_grad():
+            teacher_2BK = self._logits(self.teacher, globals_GB)
+        teacher_temp = self._teacher_temp_now()
+        loss: Tensor = self.loss(student_CBK, teacher_2BK, teacher_temp=teacher_temp)
+        self._log(loss, teacher_2BK, teacher_temp)
+        self.loss.observe(teacher_2BK)
+        return loss
+
+    def _logits(self, network: nn.ModuleDict, *crops: Tensor) -> Tensor:
+        """Prototype logits (C, B, K) of crops (c, B, 3, S, S), one backbone pass for each size and one of the head."""
+        embeddings_CBD = [
+            embed_cls(
+                network["backbone"], views.flatten(0, 1), position_interpolation=self._position_interpolation
+            ).unflatten(0, views.shape[:2])
+            for views in crops
+            if len(views)
+        ]
+        joined_CBD = torch.cat(embeddings_CBD)
+        logits: Tensor = network["head"](joined_CBD.flatten(0, 1))
+        return logits.unflatten(0, joined_CBD.shape[:2])
+
+    def _log(self, loss: Tensor, teacher_2BK: Tensor, teacher_temp: float) -> None:
+        with torch.no_grad():
+            q = self.loss.teacher_probabilities(teacher_2BK, teacher_temp=teacher_temp).flatten(0, -2)
+            entropy = torch.special.entr(q).sum(-1).mean()
+            spread = teacher_2BK.flatten(0, -2).float().std(0).mean()
+        self.log("loss", loss.detach(), prog_bar=True)
+        learning_rate, weight_decay = self._rates(self.global_step)
+        self.log_dict(
+            {
+                "teacher_entropy": entropy,
+                "teacher_std": spread,
+                "teacher_temp": teacher_temp,
+                "learning_rate": learning_rate,
+                "weight_decay": weight_decay,
+            }
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with the reference's parameter groups; its rates are set anew at every step."""
+        return torch.optim.AdamW(parameter_groups(self.student), lr=0.0, weight_decay=0.0, fused=True)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """One step of the order above; called once per step, not per micro-batch."""
+        step = self.global_step
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.loss.update_center()
+        momentum = schedules.cosine(
+            step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps()
+        )
+        update_teacher(student=self.student, teacher=self.teacher, momentum=momentum)
+
+    def _rates(self, step: int) -> tuple[float, float]:
+        """Learning rate and weight decay at a step."""
+        total = self._total_steps()
+        peak, lowest = self._learning_rate
+        learning_rate = schedules.cosine(
+            step,
+            base=peak * self._patches_in_a_step() / _REFERENCE_BATCH,
+            final=lowest,
+            total_steps=total,
+            warmup_steps=round(self._warmup_epochs * self._epoch_size / self._patches_in_a_step()),
+        )
+        start, end = self._weight_decay
+        return learning_rate, schedules.cosine(step, base=start, final=end, total_steps=total)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips tensor by tensor, then takes the gradients of a frozen last layer away.
+
+        Without a gradient AdamW skips the layer altogether: no decay, no moments (unlike a learning rate of 0).
+        """
+        if gradient_clip_val is not None:
+            raise ValueError(
+                f"trainer.gradient_clip_val={gradient_clip_val}: DINO clips per tensor; use model clip_grad instead"
+            )
+        if self._clip_grad > 0:
+            clip_gradients_per_parameter(self.student.parameters(), self._clip_grad)
+        if self._patches_done() < self._freeze_last_layer_epochs * self._epoch_size:
+            for parameter in self.student["head"].last_layer.parameters():
+                parameter.grad = None
+
+    def _teacher_temp_now(self) -> float:
+        warmup, final, epochs = self._teacher_temp
+        epoch = self._patches_done() // self._epoch_size
+        return schedules.teacher_temperature(epoch, warmup=warmup, final=final, warmup_epochs=epochs)
+
+    def _patches_in_a_step(self) -> int:
+        assert self._patches_per_step is not None, (
+            "the first micro-batch sets the number of patches in a step"
+        )
+        return self._patches_per_step
+
+    def _patches_done(self) -> int:
+        return self.global_step * self._patches_in_a_step()
+
+    def _total_steps(self) -> int:
+        total = self.trainer.max_steps
+        if total < 1:
+            raise ValueError(
+                f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it"
+            )
+        return total
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

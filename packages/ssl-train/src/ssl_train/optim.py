@@ -1,0 +1,40 @@
+"""What does the optimizer see: which parameters decay, and how large may a gradient be?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups for AdamW: those that follow the weight-decay schedule, and those that never decay.
+
+    Names that end in `.bias` and tensors of one dimension do not decay; `cls_token` and `pos_embed` do
+    (DINO reference, utils.py, get_params_groups). Parameters without gradient are left out.
+    """
+    decayed, undecayed = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (undecayed if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+    return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def clip_gradients_per_parameter(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """Scales every gradient whose own L2 norm exceeds `max_norm`, in place.
+
+    DINO clips tensor by tensor, not by the global norm (utils.py, clip_gradients); the factor is
+    `max_norm / (norm + 1e-6)` where that is below one.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    factors = torch._foreach_norm(gradients)
+    torch._foreach_add_(factors, 1e-6)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, max_norm)
+    torch._foreach_clamp_max_(factors, 1.0)
+    torch._foreach_mul_(gradients, factors)

@@ -1,0 +1,64 @@
+"""A patch stream without slides, wired in by class_path: noise with a tint, a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+
+
+class SyntheticStream:
+    """Counts what it serves from its position on; `fail_at` raises at that sample."""
+
+    def __init__(
+        self,
+        *,
+        size_px: int = 40,
+        mpp: list[float] | None = None,
+        seed: int = 0,
+        fail_at: int | None = None,
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.size_px = size_px
+        self.seed = seed
+        self.fail_at = fail_at
+        self._position = 0
+        self._shard = (1, 0, 1, 0, 1)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        size, rank, world_size, worker, num_workers = self._shard
+        share = size // world_size
+        batch = self._position // size + worker
+        while True:
+            start = batch * size + rank * share
+            for index in range(start, start + share):
+                if index == self.fail_at:
+                    raise OSError(f"slide s{index}: bucket unreachable")
+                generator = np.random.default_rng([self.seed, index])
+                noise = generator.integers(0, 128, (self.size_px, self.size_px, 3))
+                tint = generator.integers(0, 128, 3)
+                yield {"image": (noise + tint).astype(np.uint8), "index": index, "slide_id": f"s{index % 3}"}
+            batch += num_workers
+
+    def shard(
+        self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
+    ) -> Self:
+        shard = copy.copy(self)
+        shard._shard = (global_batch_size, rank, world_size, worker, num_workers)
+        return shard
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "format_version": 1,
+            "position": self._position,
+            "seed": self.seed,
+            "fingerprint": "synthetic",
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["fingerprint"] != "synthetic":
+            raise ValueError("state of another stream")
+        self._position = state["position"]
+        self.seed = state["seed"]
