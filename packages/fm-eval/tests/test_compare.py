@@ -29,8 +29,7 @@ def base(make_dataset: Callable[..., Path]) -> EvalResult:
 
 def _with(base: EvalResult, role: str, values: list[float], **changes: object) -> EvalResult:
     scores: dict[str, Scores] = {
-        split: dataclasses.replace(one, balanced_accuracy=values)
-        for split, one in base.probes[0].scores.items()
+        split: dataclasses.replace(one, balanced_accuracy=values) for split, one in base.probes[0].scores.items()
     }
     probe: ProbeResult = dataclasses.replace(base.probes[0], scores=scores)
     return dataclasses.replace(base, role=role, probes=[probe], **changes)  # type: ignore[arg-type]
@@ -84,9 +83,7 @@ def test_a_lead_that_is_none_or_within_the_spread_is_said_plainly(
 
 
 def test_missing_roles_are_named_and_never_count_as_beaten(base: EvalResult) -> None:
-    won, sentence = verdict(
-        group_by_role([_with(base, "trained", [0.9, 0.91]), _with(base, "random", [0.1, 0.2])])
-    )
+    won, sentence = verdict(group_by_role([_with(base, "trained", [0.9, 0.91]), _with(base, "random", [0.1, 0.2])]))
     assert not won
     assert "Not compared: the colour probe" in sentence
     assert "No trained model" in verdict(group_by_role([_with(base, "colour", [0.9])]))[1]
@@ -126,9 +123,7 @@ def test_text_of_a_result_cannot_become_markup(base: EvalResult) -> None:
 
 
 def test_an_undefined_metric_is_shown_with_its_reason(base: EvalResult) -> None:
-    unsupervised = dataclasses.replace(
-        base.unsupervised, odcorr=None, odcorr_undefined="0 rows with any variance"
-    )
+    unsupervised = dataclasses.replace(base.unsupervised, odcorr=None, odcorr_undefined="0 rows with any variance")
     page = render_report([dataclasses.replace(base, unsupervised=unsupervised)])
     assert '<span title="0 rows with any variance">undefined</span>' in page
     assert "nan" not in page.split("<body>")[1].lower()

@@ -88,9 +88,7 @@ def test_what_would_make_numbers_wrong_is_refused(
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"", "empty file"), (b"not an image", "not an image")])
-def test_files_that_are_no_images_are_named(
-    make_dataset: Callable[..., Path], content: bytes, message: str
-) -> None:
+def test_files_that_are_no_images_are_named(make_dataset: Callable[..., Path], content: bytes, message: str) -> None:
     index = make_dataset()
     (index.parent / "c1_g1_1.png").write_bytes(content)
     with pytest.raises(DatasetError, match=rf"c1_g1_1\.png: {message}"):

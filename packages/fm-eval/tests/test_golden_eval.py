@@ -177,9 +177,7 @@ def test_full_protocol_agrees_within_its_spread(case: str) -> None:
     probe.fit(train, data["y_train"], val, data["y_val"])
     for split, expected in golden["summary"].items():
         predicted = probe.predict(data[f"x_{split}"].astype(np.float32))
-        ours = np.mean(
-            [_scores(data[f"y_{split}"], run, golden["classes"])["balanced_accuracy"] for run in predicted]
-        )
+        ours = np.mean([_scores(data[f"y_{split}"], run, golden["classes"])["balanced_accuracy"] for run in predicted])
         recorded = expected["balanced_accuracy"]
         spread = recorded["std_ddof1"]
         twin = f"{case.replace('0.0.2_p002', '0.4.5_p045').removesuffix('_nonesterov')}.json"
@@ -255,9 +253,7 @@ def test_hostile_neighbours() -> None:
         knn_predict(x, y, arrays["zero_row"], classes=int(y.max()) + 1)
 
 
-def _assert_votes(
-    train: tuple[Any, Any], query: tuple[Any, Any], expected: dict[str, Any], *, k: int = 20
-) -> None:
+def _assert_votes(train: tuple[Any, Any], query: tuple[Any, Any], expected: dict[str, Any], *, k: int = 20) -> None:
     """Both read-outs within one query row."""
     classes = int(max(train[1].max(), query[1].max())) + 1
     found = knn_predict(train[0], train[1], query[0], classes=classes, k=k)
@@ -266,6 +262,4 @@ def _assert_votes(
         assert scores["accuracy"] == pytest.approx(expected[f"{vote}_accuracy"], abs=one_row + 1e-12), vote
         smallest = min(np.bincount(query[1])[np.unique(query[1])])
         tolerance = 1 / (smallest * len(np.unique(query[1]))) + 1e-12
-        assert scores["balanced_accuracy"] == pytest.approx(
-            expected[f"{vote}_balanced_accuracy"], abs=tolerance
-        ), vote
+        assert scores["balanced_accuracy"] == pytest.approx(expected[f"{vote}_balanced_accuracy"], abs=tolerance), vote

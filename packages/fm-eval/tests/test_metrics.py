@@ -15,9 +15,7 @@ def test_supervised_metrics_agree_with_scikit_learn(seed: int) -> None:
     predicted = np.where(random.random(200) < 0.6, labels, random.integers(0, classes, 200))
     matrix = confusion_matrix(labels, predicted, classes=classes)
     assert np.array_equal(matrix, sklearn_confusion(labels, predicted, labels=range(classes)))
-    assert balanced_accuracy(matrix).value == pytest.approx(
-        balanced_accuracy_score(labels, predicted), rel=1e-12
-    )
+    assert balanced_accuracy(matrix).value == pytest.approx(balanced_accuracy_score(labels, predicted), rel=1e-12)
     assert accuracy(matrix).value == pytest.approx((labels == predicted).mean(), rel=1e-12)
 
 

@@ -13,9 +13,7 @@ from torch import nn
 _SHORT = ProbeProtocol(name="short", max_steps=120, patience_fraction=0.1)
 
 
-def _data(
-    classes: int, *, rows: int = 300, dim: int = 20
-) -> tuple[FloatArray, IntArray, FloatArray, IntArray]:
+def _data(classes: int, *, rows: int = 300, dim: int = 20) -> tuple[FloatArray, IntArray, FloatArray, IntArray]:
     random = np.random.default_rng(classes)
     centres = random.normal(size=(classes, dim))
     labels, selection = random.integers(0, classes, rows), random.integers(0, classes, 90)
@@ -99,15 +97,11 @@ def test_standardising_makes_scale_and_offset_irrelevant() -> None:
     train, labels, selection, selection_labels = _data(3)
     protocol = dataclasses.replace(_SHORT, standardize=True)
     plain = LinearProbe(protocol, classes=3).fit(train, labels, selection, selection_labels)
-    scaled = LinearProbe(protocol, classes=3).fit(
-        train * 64 + 512, labels, selection * 64 + 512, selection_labels
-    )
+    scaled = LinearProbe(protocol, classes=3).fit(train * 64 + 512, labels, selection * 64 + 512, selection_labels)
     assert np.array_equal(plain.predict(selection), scaled.predict(selection * 64 + 512))
     constant = np.concatenate([train, np.full((len(train), 1), 1.1)], axis=1)
     held = np.concatenate([selection, np.full((len(selection), 1), 1.1)], axis=1)
-    assert LinearProbe(protocol, classes=3).fit(constant, labels, held, selection_labels).predict(
-        held
-    ).shape == (5, 90)
+    assert LinearProbe(protocol, classes=3).fit(constant, labels, held, selection_labels).predict(held).shape == (5, 90)
 
 
 def test_paper_preset_is_table_vi() -> None:

@@ -25,9 +25,7 @@ def test_an_image_of_the_right_height_is_only_cropped() -> None:
 
 def test_shrinking_is_antialiased() -> None:
     board = np.indices((64, 64)).sum(axis=0) % 2 * 255
-    pixels = resize_and_crop(
-        Image.fromarray(np.repeat(board[..., None], 3, axis=2).astype(np.uint8)), size_px=16
-    )
+    pixels = resize_and_crop(Image.fromarray(np.repeat(board[..., None], 3, axis=2).astype(np.uint8)), size_px=16)
     assert np.abs(pixels[2:-2, 2:-2].astype(int) - 127).max() <= 2  # without: 0 or 255
 
 

@@ -87,9 +87,7 @@ class TimmBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise BackboneError(
-                f"backbone: got mean {mean} and std {std}, expected 3 values each and std above 0"
-            )
+            raise BackboneError(f"backbone: got mean {mean} and std {std}, expected 3 values each and std above 0")
         has_cls = getattr(model, "cls_token", None) is not None
         if pooling in {"cls", "cls+mean"} and not has_cls:
             raise BackboneError(
@@ -126,9 +124,7 @@ class ColourHistogram:
 
     def __init__(self, *, bins: int = 8, input_size_px: int = 224) -> None:
         if not 2 <= bins <= 32 or input_size_px < 1:
-            raise BackboneError(
-                f"ColourHistogram: got bins={bins}, input_size_px={input_size_px}; bins must be 2..32"
-            )
+            raise BackboneError(f"ColourHistogram: got bins={bins}, input_size_px={input_size_px}; bins must be 2..32")
         self.bins = bins
         self.input_size_px = input_size_px
         self.provenance = {"weights": "none", "bins": bins, "input_size_px": input_size_px}
@@ -170,9 +166,7 @@ def load_backbone(
     args = dict(args or {})
     if Path(name).is_dir():
         if weights is not None or args:
-            raise BackboneError(
-                f"checkpoint {name}: the folder says it all; weights and args are for timm names"
-            )
+            raise BackboneError(f"checkpoint {name}: the folder says it all; weights and args are for timm names")
         return _from_folder(Path(name), random_weights=random_weights, seed=seed, pooling=pooling)
     if timm.is_model(name.split(".")[0]):
         return _from_timm(name, args=args, weights=weights, seed=seed, pooling=pooling)
@@ -182,9 +176,7 @@ def load_backbone(
                 f"backbone {name}: weights, random_weights and pooling are for timm models; use its args"
             )
         return _from_class(name, args=args)
-    raise BackboneError(
-        f"backbone {name!r}: no such folder, timm {timm.__version__} architecture or class path"
-    )
+    raise BackboneError(f"backbone {name!r}: no such folder, timm {timm.__version__} architecture or class path")
 
 
 def _from_folder(folder: Path, *, random_weights: bool, seed: int, pooling: Pooling | None) -> LoadedBackbone:
@@ -203,9 +195,7 @@ def _from_folder(folder: Path, *, random_weights: bool, seed: int, pooling: Pool
     wrapped = TimmBackbone(model, mean=checkpoint.mean, std=checkpoint.std, pooling=pooling)
     provenance: dict[str, Any] = {"weights": kind, "pooling": wrapped.pooling, **checkpoint.provenance}
     if random_weights:
-        provenance = {k: v for k, v in provenance.items() if k not in {"method", "step", "git_commit"}} | {
-            "seed": seed
-        }
+        provenance = {k: v for k, v in provenance.items() if k not in {"method", "step", "git_commit"}} | {"seed": seed}
     return LoadedBackbone(wrapped, checkpoint.input_size_px, sha256, provenance)
 
 
@@ -243,9 +233,7 @@ def _from_class(class_path: str, *, args: dict[str, Any]) -> LoadedBackbone:
     except TypeError as error:
         raise BackboneError(f"backbone {class_path}: cannot be built with {args} ({error})") from error
     if not callable(model):
-        raise BackboneError(
-            f"backbone {class_path}: not callable; it must map uint8 (B, H, W, 3) to float32 (B, K)"
-        )
+        raise BackboneError(f"backbone {class_path}: not callable; it must map uint8 (B, H, W, 3) to float32 (B, K)")
     identity = hashlib.sha256(f"{class_path} {sorted(args.items())}".encode()).hexdigest()
     if isinstance(model, nn.Module):
         model.eval().requires_grad_(False)
@@ -261,14 +249,10 @@ def _create(architecture: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model: nn.Module = timm.create_model(
-                architecture, pretrained=False, **{"num_classes": 0, **kwargs}
-            )
+            model: nn.Module = timm.create_model(architecture, pretrained=False, **{"num_classes": 0, **kwargs})
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())
-            raise BackboneError(
-                f"backbone {architecture}: cannot be built with {dict(kwargs)} ({reason})"
-            ) from error
+            raise BackboneError(f"backbone {architecture}: cannot be built with {dict(kwargs)} ({reason})") from error
     return model
 
 

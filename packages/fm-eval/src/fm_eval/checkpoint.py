@@ -66,26 +66,20 @@ def read_checkpoint_folder(folder: Path) -> Checkpoint:
     description = folder / "backbone.json"
     weights = folder / "backbone.safetensors"
     if not description.is_file():
-        raise BackboneError(
-            f"checkpoint {folder}: no backbone.json, so the export is not finished; export it again"
-        )
+        raise BackboneError(f"checkpoint {folder}: no backbone.json, so the export is not finished; export it again")
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BackboneError(f"checkpoint {folder}: backbone.json is not readable JSON ({error})") from error
     if not isinstance(content, dict):
-        raise BackboneError(
-            f"checkpoint {folder}: backbone.json holds {type(content).__name__}, expected an object"
-        )
+        raise BackboneError(f"checkpoint {folder}: backbone.json holds {type(content).__name__}, expected an object")
     version = _field(content, "format_version", int, folder)
     if version > FORMAT_VERSION:
         raise BackboneError(
             f"checkpoint {folder}: format_version {version} is newer than {FORMAT_VERSION}; update fm-eval"
         )
     if not weights.is_file():
-        raise BackboneError(
-            f"checkpoint {folder}: no backbone.safetensors beside backbone.json; export it again"
-        )
+        raise BackboneError(f"checkpoint {folder}: no backbone.safetensors beside backbone.json; export it again")
     stated, found = _field(content, "sha256", str, folder), hash_file(weights)
     if stated != found:
         raise BackboneError(
@@ -127,9 +121,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         safetensors.SafetensorError,
     ) as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise BackboneError(
-            f"weights {path}: not a safetensors or plain torch state dict ({reason})"
-        ) from error
+        raise BackboneError(f"weights {path}: not a safetensors or plain torch state dict ({reason})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BackboneError(f"weights {path}: not a flat dict of tensors; save `model.state_dict()` alone")
     return state
@@ -144,25 +136,19 @@ def hash_file(path: Path) -> str:
 def _field(content: dict[str, Any], key: str, kind: type[_T], folder: Path) -> _T:
     value = content.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise BackboneError(
-            f"checkpoint {folder}: backbone.json field {key!r} is {value!r}, expected {kind.__name__}"
-        )
+        raise BackboneError(f"checkpoint {folder}: backbone.json field {key!r} is {value!r}, expected {kind.__name__}")
     return value
 
 
 def _positive(content: dict[str, Any], key: str, folder: Path) -> int:
     value = _field(content, key, int, folder)
     if value < 1:
-        raise BackboneError(
-            f"checkpoint {folder}: backbone.json field {key!r} is {value}, expected at least 1"
-        )
+        raise BackboneError(f"checkpoint {folder}: backbone.json field {key!r} is {value}, expected at least 1")
     return value
 
 
 def _three(content: dict[str, Any], key: str, folder: Path) -> tuple[float, ...]:
     value = _field(content, key, list, folder)
     if len(value) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
-        raise BackboneError(
-            f"checkpoint {folder}: backbone.json field {key!r} is {value}, expected 3 numbers"
-        )
+        raise BackboneError(f"checkpoint {folder}: backbone.json field {key!r} is {value}, expected 3 numbers")
     return tuple(float(v) for v in value)

@@ -105,9 +105,7 @@ def run(
 def _default_name(backbone: str) -> str:
     """Folder name, timm name, or the class at the end of a class path."""
     return (
-        Path(backbone).name
-        if "/" in backbone or not backbone.split(".")[-1][:1].isupper()
-        else backbone.split(".")[-1]
+        Path(backbone).name if "/" in backbone or not backbone.split(".")[-1][:1].isupper() else backbone.split(".")[-1]
     )
 
 
@@ -190,9 +188,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {"run": run, "embed": embed, "report
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; its arguments are those of the functions above."""
-    parser = ArgumentParser(
-        prog="fm-eval", description="Evaluate frozen pathology models.", exit_on_error=False
-    )
+    parser = ArgumentParser(prog="fm-eval", description="Evaluate frozen pathology models.", exit_on_error=False)
     commands = parser.add_subcommands(required=True)
     for name, function in _COMMANDS.items():
         command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)

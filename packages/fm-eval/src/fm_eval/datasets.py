@@ -64,9 +64,7 @@ class PatchDataset:
     @property
     def labels(self) -> IntArray:
         """(N,) int64 class numbers in index order."""
-        return np.searchsorted(np.array(self.classes), self.table["label"].to_numpy(dtype=str)).astype(
-            np.int64
-        )
+        return np.searchsorted(np.array(self.classes), self.table["label"].to_numpy(dtype=str)).astype(np.int64)
 
     def rows(self, split: str) -> IntArray:
         """(n,) int64 row numbers of one split, ascending; empty when there is no such split."""
@@ -109,9 +107,7 @@ def load_dataset(data: str | Path, *, split_seed: int = 0, threads: int = 4) -> 
 
 def _read_index(index: Path) -> pd.DataFrame:
     if not index.is_file():
-        raise DatasetError(
-            f"index {index}: no such file; give a CSV with the columns path,label,group_id[,split]"
-        )
+        raise DatasetError(f"index {index}: no such file; give a CSV with the columns path,label,group_id[,split]")
     try:
         table = pd.read_csv(index, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
@@ -128,14 +124,10 @@ def _read_index(index: Path) -> pd.DataFrame:
         empty = (table[name].str.strip() == "").to_numpy()
         if empty.any():
             # line 1 is the header
-            raise DatasetError(
-                f"index {index}: line {int(empty.argmax()) + 2} has no {name} (one of {empty.sum()})"
-            )
+            raise DatasetError(f"index {index}: line {int(empty.argmax()) + 2} has no {name} (one of {empty.sum()})")
     twice = table["path"].duplicated()
     if twice.any():
-        raise DatasetError(
-            f"index {index}: {table['path'][twice].iloc[0]} is listed twice (one of {twice.sum()})"
-        )
+        raise DatasetError(f"index {index}: {table['path'][twice].iloc[0]} is listed twice (one of {twice.sum()})")
     return table
 
 
@@ -157,9 +149,7 @@ def _hash_image(path: Path) -> str:
         with Image.open(BytesIO(content)):  # header only: decoding errors are found, and named, by transform
             pass
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = (
-            "empty file" if path.is_file() and path.stat().st_size == 0 else "not an image that Pillow reads"
-        )
+        reason = "empty file" if path.is_file() and path.stat().st_size == 0 else "not an image that Pillow reads"
         raise DatasetError(f"image {path}: {reason}; replace the file or drop its row") from error
     return hashlib.sha256(content).hexdigest()
 

@@ -76,9 +76,7 @@ def embed_images(
     return np.concatenate(out)
 
 
-def _decoded_batches(
-    paths: list[Path], size_px: int, *, batch_size: int, threads: int
-) -> Iterator[NDArray[np.uint8]]:
+def _decoded_batches(paths: list[Path], size_px: int, *, batch_size: int, threads: int) -> Iterator[NDArray[np.uint8]]:
     """uint8 (B, S, S, 3) batches in order, decoded in threads at most a few batches ahead."""
 
     def decode(path: Path) -> NDArray[np.uint8]:
@@ -97,9 +95,7 @@ def _decoded_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _checked(
-    embeddings: object, batch: NDArray[np.uint8], earlier: list[NDArray[np.float32]]
-) -> NDArray[np.float32]:
+def _checked(embeddings: object, batch: NDArray[np.uint8], earlier: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2 or len(embeddings) != len(batch):
         got = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
         raise BackboneError(f"backbone: returned {got} for {len(batch)} images, expected ({len(batch)}, K)")

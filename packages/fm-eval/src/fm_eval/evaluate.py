@@ -190,9 +190,7 @@ def _knn(
             softmax[split] = _scores(labels[rows[split]], found.softmax[None], classes)
     except MetricError as error:
         majority, softmax, undefined = {}, {}, str(error)
-    return KnnResult(
-        k=k, temperature=settings.temperature, majority=majority, softmax=softmax, undefined=undefined
-    )
+    return KnnResult(k=k, temperature=settings.temperature, majority=majority, softmax=softmax, undefined=undefined)
 
 
 def _unsupervised(embeddings: NDArray[np.float32], split: str) -> UnsupervisedResult:

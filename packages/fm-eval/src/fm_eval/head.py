@@ -84,9 +84,7 @@ class Head:
         """Mean cross-entropy, binary for a head of one logit."""
         logits_CN = self.logits(features_NK)
         if len(logits_CN) == 1:
-            return functional.binary_cross_entropy_with_logits(
-                logits_CN[0], labels_N.to(logits_CN.dtype)
-            ).item()
+            return functional.binary_cross_entropy_with_logits(logits_CN[0], labels_N.to(logits_CN.dtype)).item()
         return functional.cross_entropy(logits_CN.T, labels_N).item()
 
     def predict(self, features_NK: Tensor) -> Tensor:

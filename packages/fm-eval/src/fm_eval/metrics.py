@@ -148,9 +148,7 @@ def _check(embeddings: AnyFloatArray) -> None:
     for start in range(0, len(embeddings), _CHUNK_ROWS):
         bad = ~np.isfinite(embeddings[start : start + _CHUNK_ROWS]).all(axis=1)
         if bad.any():
-            raise MetricError(
-                f"embeddings: row {start + int(bad.argmax())} holds NaN or infinity; check the backbone"
-            )
+            raise MetricError(f"embeddings: row {start + int(bad.argmax())} holds NaN or infinity; check the backbone")
 
 
 def _chunks(embeddings: AnyFloatArray) -> Iterator[FloatArray]:

@@ -85,9 +85,7 @@ class LinearProbe:
         self.device = device
         self.progress = progress
 
-    def fit(
-        self, train: AnyFloatArray, labels: IntArray, selection: AnyFloatArray, selection_labels: IntArray
-    ) -> Self:
+    def fit(self, train: AnyFloatArray, labels: IntArray, selection: AnyFloatArray, selection_labels: IntArray) -> Self:
         """Train all runs.
 
         Args:
@@ -117,9 +115,7 @@ class LinearProbe:
         features_NK = self._prepare(embeddings)
         return np.stack([head.predict(features_NK).cpu().numpy() for head in self.heads_])
 
-    def _fit(
-        self, features_NK: Tensor, labels: IntArray, selection_VK: Tensor, selection_labels: IntArray
-    ) -> None:
+    def _fit(self, features_NK: Tensor, labels: IntArray, selection_VK: Tensor, selection_labels: IntArray) -> None:
         labels_N = torch.from_numpy(labels).to(self.device)
         rows = len(features_NK)
         heads = self._initial_heads(features_NK.shape[1])
@@ -134,9 +130,7 @@ class LinearProbe:
             while active and step < self.protocol.max_steps:
                 for i in active:
                     order_N = torch.randperm(rows, generator=orders[i]).to(self.device)
-                    taken = self._train_epoch(
-                        heads[i], features_NK, labels_N, order_N, step=step, epoch=epoch
-                    )
+                    taken = self._train_epoch(heads[i], features_NK, labels_N, order_N, step=step, epoch=epoch)
                 step, epoch = step + taken, epoch + 1
                 bar.update(taken)
                 for i in active:
@@ -174,9 +168,7 @@ class LinearProbe:
 
     def _monitor(self, labels: IntArray, predicted: IntArray) -> float:
         confusion = confusion_matrix(labels, predicted, classes=self.classes)
-        plain = self.protocol.monitor == "accuracy" or (
-            self.protocol.monitor == "eva_accuracy" and self.classes == 2
-        )
+        plain = self.protocol.monitor == "accuracy" or (self.protocol.monitor == "eva_accuracy" and self.classes == 2)
         score = (accuracy if plain else balanced_accuracy)(confusion).value
         assert score is not None, "the selection split has rows"
         return score
@@ -205,9 +197,7 @@ def _check(embeddings: AnyFloatArray, labels: IntArray, classes: int, which: str
             f"probe: {which} arrays of shape {embeddings.shape} and {labels.shape}, expected (N, K) and (N,)"
         )
     if labels.min() < 0 or labels.max() >= classes:
-        raise ProbeError(
-            f"probe: {which} labels span {labels.min()}..{labels.max()}, allowed are 0..{classes - 1}"
-        )
+        raise ProbeError(f"probe: {which} labels span {labels.min()}..{labels.max()}, allowed are 0..{classes - 1}")
     if not np.isfinite(embeddings).all():
         row = int((~np.isfinite(embeddings).all(axis=1)).argmax())
         raise ProbeError(f"probe: {which} row {row} holds NaN or infinity; check the backbone")

@@ -94,12 +94,8 @@ def _summary_note(result: EvalResult) -> str:
     if result.dataset["identical_across_splits"]:
         count = result.dataset["identical_across_splits"]
         text += f"{count} images also occur, byte for byte, in another split. "
-    text += (
-        "ODCorr: root mean square correlation of distinct patches, lower is more distinct, with the floor "
-    )
-    return escape(
-        text + "that noise of this dimension would give. RankMe: smooth rank of the uncentred embeddings."
-    )
+    text += "ODCorr: root mean square correlation of distinct patches, lower is more distinct, with the floor "
+    return escape(text + "that noise of this dimension would give. RankMe: smooth rank of the uncentred embeddings.")
 
 
 def _summary_table(groups: Sequence[Group], protocol: str, split: str) -> str:
@@ -176,9 +172,7 @@ def _runs_chart(groups: Sequence[Group], protocol: str, split: str) -> str:
 
 def _other_protocols(groups: Sequence[Group], protocol: str, split: str) -> str:
     names = [probe.protocol["name"] for probe in groups[0].results[0].probes]
-    others = [
-        name for name in names if name != protocol and all(group.estimate(name, split) for group in groups)
-    ]
+    others = [name for name in names if name != protocol and all(group.estimate(name, split) for group in groups)]
     if not others:
         return ""
     header = "".join(f'<th scope="col">{escape(name)}</th>' for name in others)
@@ -196,10 +190,7 @@ def _other_protocols(groups: Sequence[Group], protocol: str, split: str) -> str:
 
 
 def _key(classes: Sequence[str]) -> str:
-    items = (
-        f'<li><i style="background:{class_colour(n)}"></i>{escape(name)}</li>'
-        for n, name in enumerate(classes)
-    )
+    items = (f'<li><i style="background:{class_colour(n)}"></i>{escape(name)}</li>' for n, name in enumerate(classes))
     return f'<ul class="key">{"".join(items)}</ul>'
 
 
@@ -228,8 +219,7 @@ def _confusion(group: Group, protocol: str, split: str) -> str:
     lines = []
     for name, row in zip(classes, share, strict=True):
         cells = "".join(
-            f'<td style="--share:{value:.3f}"{" class=strong" if value > 0.6 else ""}>{value:.2f}</td>'
-            for value in row
+            f'<td style="--share:{value:.3f}"{" class=strong" if value > 0.6 else ""}>{value:.2f}</td>' for value in row
         )
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     caption = "<caption>rows: true, columns: predicted</caption>"
@@ -248,12 +238,8 @@ def _summed(scores: Sequence[Scores]) -> IntArray:
 def _examples(name: str, images: Sequence[str]) -> str:
     for image in images:
         if not _BASE64.fullmatch(image):
-            raise ReportError(
-                f"report: a thumbnail of class {name!r} is not base64; run the evaluation again"
-            )
-    tags = "".join(
-        f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{image}">' for image in images
-    )
+            raise ReportError(f"report: a thumbnail of class {name!r} is not base64; run the evaluation again")
+    tags = "".join(f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{image}">' for image in images)
     return f'<div><h3>{escape(name)}</h3><div class="thumbs">{tags}</div></div>'
 
 
@@ -279,6 +265,4 @@ def _provenance(result: EvalResult) -> str:
 
 
 def _flat(facts: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {_flat(value) if isinstance(value, dict) else value}" for key, value in facts.items()
-    )
+    return ", ".join(f"{key} {_flat(value) if isinstance(value, dict) else value}" for key, value in facts.items())

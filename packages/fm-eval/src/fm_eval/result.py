@@ -181,9 +181,7 @@ def read_result(path: str | Path) -> EvalResult:
         raise ResultError(f"result {path}: not written by `fm-eval run` (no format {FORMAT!r})")
     version = content.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ResultError(
-            f"result {path}: format_version {version} is newer than {FORMAT_VERSION}; update fm-eval"
-        )
+        raise ResultError(f"result {path}: format_version {version} is newer than {FORMAT_VERSION}; update fm-eval")
     try:
         return _result(content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -215,9 +213,7 @@ def _result(content: dict[str, Any]) -> EvalResult:
     known = {key: content[key] for key in (field.name for field in fields(EvalResult))}
     known["probes"] = [_build(ProbeResult, {**p, "scores": _scores(p["scores"])}) for p in content["probes"]]
     knn = content["knn"]
-    known["knn"] = _build(
-        KnnResult, {**knn, **{vote: _scores(knn[vote]) for vote in ("majority", "softmax")}}
-    )
+    known["knn"] = _build(KnnResult, {**knn, **{vote: _scores(knn[vote]) for vote in ("majority", "softmax")}})
     known["unsupervised"] = _build(UnsupervisedResult, content["unsupervised"])
     known["projection"] = _build(Projection, content["projection"])
     if not known["probes"]:

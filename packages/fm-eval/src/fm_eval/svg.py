@@ -88,9 +88,7 @@ def scatter(
         )
         if points:
             colour = class_colour(number)
-            parts.append(
-                f'<path d="{points}" stroke="{colour}" class="points"><title>{escape(name)}</title></path>'
-            )
+            parts.append(f'<path d="{points}" stroke="{colour}" class="points"><title>{escape(name)}</title></path>')
     return _svg(parts, width=size, height=size, title=title)
 
 

@@ -46,9 +46,7 @@ def load_rgb(path: Path) -> Image.Image:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DatasetError(
-            f"image {path}: cannot be decoded ({error}); replace the file or drop its row"
-        ) from error
+        raise DatasetError(f"image {path}: cannot be decoded ({error}); replace the file or drop its row") from error
 
 
 def resize_and_crop(image: Image.Image, *, size_px: int) -> NDArray[np.uint8]:

@@ -49,9 +49,7 @@ class StageProgressBar(ProgressBar):
         if steps:
             metrics = trainer.callback_metrics
             shown = {"loss": metrics.get("loss"), "images/s": metrics.get("images_per_second")}
-            self._bar.set_postfix(
-                {k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False
-            )
+            self._bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False)
             self._bar.update(steps)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -59,9 +57,7 @@ class StageProgressBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Closes the bar, so that the error stands on a line of its own."""
         self.on_train_end(trainer, pl_module)
 
@@ -89,9 +85,7 @@ class Throughput(Callback):
         """Starts the clock."""
         self._since = self._ended = time.perf_counter()
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
         """Between two batches the trainer does nothing but wait for the next one."""
         self._stalled += time.perf_counter() - self._ended
         self._images += len(batch["image"])

@@ -147,9 +147,7 @@ class DINO(pl.LightningModule):
         for name in ("global_size_px", "local_size_px"):
             size = getattr(self.crops, name)
             if size % patch:
-                raise ValueError(
-                    f"crops: {name}={size} is not a multiple of the backbone's patch size {patch}"
-                )
+                raise ValueError(f"crops: {name}={size} is not a multiple of the backbone's patch size {patch}")
         self._position_interpolation = position_interpolation
         self._epoch_size = epoch_size
         self._learning_rate = (base_learning_rate, min_learning_rate)
@@ -162,9 +160,7 @@ class DINO(pl.LightningModule):
         self._patches_per_step: int | None = None
 
     def _network(self, drop_path_rate: float, **head: Any) -> nn.ModuleDict:
-        backbone = create_backbone(
-            self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs
-        )
+        backbone = create_backbone(self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs)
         return nn.ModuleDict({"backbone": backbone, "head": DINOHead(in_dim=backbone.embed_dim, **head)})
 
     def train(self, mode: bool = True) -> DINO:
@@ -178,9 +174,7 @@ class DINO(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Teacher embeddings (B, D) of normalised float images (B, 3, H, W)."""
-        return embed_cls(
-            self.teacher["backbone"], images, position_interpolation=self._position_interpolation
-        )
+        return embed_cls(self.teacher["backbone"], images, position_interpolation=self._position_interpolation)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Sets the rates of this step; all micro-batches of a step agree on them."""
@@ -255,9 +249,7 @@ class DINO(pl.LightningModule):
         step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.loss.update_center()
-        momentum = schedules.cosine(
-            step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps()
-        )
+        momentum = schedules.cosine(step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps())
         update_teacher(student=self.student, teacher=self.teacher, momentum=momentum)
 
     def _rates(self, step: int) -> tuple[float, float]:
@@ -300,9 +292,7 @@ class DINO(pl.LightningModule):
         return schedules.teacher_temperature(epoch, warmup=warmup, final=final, warmup_epochs=epochs)
 
     def _patches_in_a_step(self) -> int:
-        assert self._patches_per_step is not None, (
-            "the first micro-batch sets the number of patches in a step"
-        )
+        assert self._patches_per_step is not None, "the first micro-batch sets the number of patches in a step"
         return self._patches_per_step
 
     def _patches_done(self) -> int:
@@ -311,9 +301,7 @@ class DINO(pl.LightningModule):
     def _total_steps(self) -> int:
         total = self.trainer.max_steps
         if total < 1:
-            raise ValueError(
-                f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it"
-            )
+            raise ValueError(f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it")
         return total
 
 
