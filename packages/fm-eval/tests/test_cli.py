@@ -81,12 +81,19 @@ def test_without_val_the_result_says_what_selected(make_dataset: Callable[..., P
         (["--data=gone.csv", "--backbone=resnet18", "--protocol=papers"], "allowed are paper"),
         (["--data=gone.csv", "--backbone=resnet18", "--k=many"], "k"),
         (["--config=gone.yaml"], "gone.yaml"),
+        (
+            ["--data=INDEX", "--backbone=fm_eval.ColourHistogram", "--device=abacus"],
+            "device abacus: not available",
+        ),
+        (["--data=INDEX", "--backbone=fm_eval.ColourHistogram", "--batch_size=0"], "batch_size=0"),
+        (["--data=INDEX", "--backbone=fm_eval.ColourHistogram", "--protocol=[]"], "no protocol given"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, make_dataset: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", *arguments]) == 2
+    index = str(make_dataset())
+    assert main(["run", *(argument.replace("INDEX", index) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("fm-eval: ")
     assert error.count("\n") == 1

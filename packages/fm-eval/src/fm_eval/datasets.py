@@ -164,7 +164,7 @@ def _check_splits(index: Path, table: pd.DataFrame) -> None:
         where = sorted(set(table.loc[table["group_id"] == leaking[0], "split"]))
         raise DatasetError(
             f"index {index}: group {leaking[0]!r} is in {' and '.join(where)}, a leak "
-            f"(one of {len(leaking)} groups); keep a group in one split, or drop the column split to have one made"
+            f"(one of {len(leaking)} groups); keep a group in one split, or drop the column split"
         )
     in_train = set(table.loc[table["split"] == "train", "label"])
     absent = sorted(set(table["label"]) - in_train)

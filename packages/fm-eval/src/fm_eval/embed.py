@@ -53,6 +53,15 @@ def embed_images(
         DatasetError: an image cannot be decoded.
         BackboneError: the backbone fails, or returns another shape or values that are not finite.
     """
+    if min(batch_size, threads) < 1 or not paths:
+        raise BackboneError(
+            f"embed: got batch_size={batch_size}, threads={threads}, {len(paths)} images; 1 needed"
+        )
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BackboneError(f"device {device}: not available ({reason}); use cpu") from error
     model = backbone.model
     if isinstance(model, nn.Module):
         model.to(device)

@@ -26,7 +26,7 @@ from PIL import Image
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.datasets import SPLITS, PatchDataset
 from fm_eval.embed import embed_images
-from fm_eval.errors import MetricError
+from fm_eval.errors import MetricError, ProbeError
 from fm_eval.knn import knn_predict
 from fm_eval.metrics import IntArray, accuracy, balanced_accuracy, confusion_matrix, odcorr, rankme
 from fm_eval.probe import LinearProbe
@@ -86,6 +86,8 @@ def evaluate(
     Raises:
         FmEvalError: an image, the backbone's output or a probe is not usable.
     """
+    if not protocols:
+        raise ProbeError("evaluate: no protocol given, at least one needed")
     settings = settings or EvalSettings()
     start = time.perf_counter()
     embeddings = embed_images(

@@ -216,8 +216,10 @@ def _result(content: dict[str, Any]) -> EvalResult:
     known["knn"] = _build(KnnResult, {**knn, **{vote: _scores(knn[vote]) for vote in ("majority", "softmax")}})
     known["unsupervised"] = _build(UnsupervisedResult, content["unsupervised"])
     known["projection"] = _build(Projection, content["projection"])
-    if not known["probes"]:
-        raise ValueError("probes is empty")
+    for part, key in (("dataset", "sha256"), ("dataset", "classes"), ("backbone", "weights_sha256")):
+        known[part][key]
+    if not known["probes"] or known["reported_split"] not in known["probes"][0].scores:
+        raise ValueError("probes has no scores of the reported split")
     return _build(EvalResult, known)
 
 
