@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.errors import BackboneError
@@ -54,9 +54,7 @@ def embed_images(
         BackboneError: the backbone fails, or returns another shape or values that are not finite.
     """
     if min(batch_size, threads) < 1 or not paths:
-        raise BackboneError(
-            f"embed: got batch_size={batch_size}, threads={threads}, {len(paths)} images; 1 needed"
-        )
+        raise BackboneError(f"embed: got batch_size={batch_size}, threads={threads}, {len(paths)} images; 1 needed")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from fm_eval.errors import ProbeError
 from fm_eval.head import Head, initial_head, outputs_for
