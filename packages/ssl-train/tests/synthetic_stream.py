@@ -1,4 +1,5 @@
-"""A patch stream without slides, wired in by class_path: noise with a tint, a pure function of (seed, index)."""
+"""A patch stream without slides, wired in by class_path: noise with a tint, a pure function of (seed,
+index)."""
 
 from __future__ import annotations
 

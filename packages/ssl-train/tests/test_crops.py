@@ -69,8 +69,8 @@ def test_crop_and_resize_equals_pillow(size: int, box: tuple[int, int, int, int]
     )
     pillow = Image.fromarray(patch).crop((left, top, left + width, top + height))
     expected = as_float(pillow.resize((size, size), Image.Resampling.BICUBIC))
-    # Pillow rounds to 8 bits after each pass: half a level, of which the second pass, whose absolute weights sum to
-    # at most 1.25, makes 0.625, and half a level again.
+    # Pillow rounds to 8 bits after each pass: half a level, of which the second pass, whose absolute weights
+    # sum to at most 1.25, makes 0.625, and half a level again.
     assert (got[0] - expected).abs().max() <= 1.13
     assert (got[0] - expected).abs().mean() <= 0.4
 
@@ -98,8 +98,8 @@ def test_blur_equals_pillow(radius: float) -> None:
     for _ in range(BOX_PASSES):
         rounded = (once @ rounded).add(0.5).floor()
     expected = as_float(Image.fromarray(patch).filter(ImageFilter.GaussianBlur(radius)))
-    # With Pillow's rounding after every box blur; its fixed-point weights may tip a rare tie (radii with round
-    # weights, such as 1, have many).
+    # With Pillow's rounding after every box blur; its fixed-point weights may tip a rare tie (radii with
+    # round weights, such as 1, have many).
     assert (rounded - expected).abs().max() <= 1
     assert (rounded != expected).float().mean() < 0.01
     # Without: half a level for each of the six.

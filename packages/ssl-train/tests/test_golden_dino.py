@@ -26,7 +26,7 @@ from torch import Tensor
 pytestmark = pytest.mark.golden_dino
 
 NOT_YET = {
-    "dino_augmentation": "the order is tested in test_crops.py; the recorded frequencies come with the presets",
+    "dino_augmentation": "order and frequencies are tested in test_crops.py",
     "meta_checkpoint_dino": "`ssl-train convert` is to read the original checkpoint files",
 }
 

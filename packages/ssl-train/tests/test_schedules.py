@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ def test_cosine_stays_between_its_ends_and_falls_after_the_warm_up(total: int, d
     ]
     assert all(0 <= v <= 0.4 for v in values)
     after = values[warmup:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(after))
 
 
 def test_half_way_is_the_mean() -> None:
