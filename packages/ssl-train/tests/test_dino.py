@@ -17,15 +17,16 @@ def weights(model: DINO) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 2)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    num_workers: int, make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    num_workers: int, accumulate: int, make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     """Bit for bit, with stochastic depth, through a real checkpoint."""
 
     def run(folder: Path, ckpt_path: Path | None, callbacks: list[pl.Callback]) -> dict[str, torch.Tensor]:
         model, data = make_dino(drop_path_rate=0.2), make_data(num_workers=num_workers)
-        settings = {"enable_checkpointing": True} if callbacks else {}
+        settings: dict[str, Any] = {"accumulate_grad_batches": accumulate}
+        settings |= {"enable_checkpointing": True} if callbacks else {}
         trainer = make_trainer(max_steps=8, default_root_dir=folder, callbacks=callbacks, **settings)
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         assert trainer.global_step == 8

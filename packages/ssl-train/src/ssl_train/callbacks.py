@@ -169,17 +169,20 @@ class StepCheckpoint(Checkpoint):
             )
         self._every = every_n_steps
         self._keep = keep_every_n_steps
-        self._saved = -1
+        self._seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """A resumed run does not save the step it comes from, between two micro-batches, again."""
+        self._seen = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Saves where a step was completed and it is its turn."""
+        """Saves where this micro-batch completed a step and it is its turn."""
         step = trainer.global_step
-        if step == self._saved or step == 0:
+        if step == self._seen:
             return
+        self._seen = step
         folder = Path(trainer.default_root_dir) / "checkpoints"
         if step % self._every == 0 or step >= trainer.max_steps:
             trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
-            self._saved = step
         if self._keep and step % self._keep == 0:
             trainer.save_checkpoint(folder / f"step-{step:08d}.ckpt", weights_only=False)
-            self._saved = step

@@ -152,8 +152,8 @@ def _configured_mpp(data: Any) -> list[float] | None:
     return [float(value) for value in mpp] if isinstance(mpp, Sequence) else [float(mpp)]
 
 
-def run(args: Sequence[str] | None = None) -> SSLCLI:
-    """Parses and runs a command; raises what goes wrong."""
+def run() -> SSLCLI:
+    """Parses and runs the command of `sys.argv`; raises what goes wrong."""
     return SSLCLI(
         model_class=pl.LightningModule,
         subclass_mode_model=True,
@@ -170,7 +170,6 @@ def run(args: Sequence[str] | None = None) -> SSLCLI:
             "fit": {"exit_on_error": False},
             "export": {"exit_on_error": False},
         },
-        args=list(args) if args is not None else None,
     )
 
 
