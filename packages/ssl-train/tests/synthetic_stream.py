@@ -1,4 +1,5 @@
-"""A patch stream without slides, wired in by class_path: noise with a tint, a pure function of (seed, index)."""
+"""A patch stream without slides, wired in by class_path: noise with a tint, a pure function of (seed,
+index)."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ class SyntheticStream:
                 yield {"image": (noise + tint).astype(np.uint8), "index": index, "slide_id": f"s{index % 3}"}
             batch += num_workers
 
-    def shard(self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int) -> Self:
+    def shard(
+        self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
+    ) -> Self:
         shard = copy.copy(self)
         shard._shard = (global_batch_size, rank, world_size, worker, num_workers)
         return shard

@@ -33,8 +33,8 @@ def test_a_collapsed_teacher_is_reported(make_dino: Make, make_data: Make, make_
     model = make_dino(base_learning_rate=0.0)
     with torch.no_grad():
         for network in (model.student, model.teacher):
-            network["head"].mlp[-1].weight.zero_()
-            network["head"].mlp[-1].bias.fill_(1.0)
+            network.head.mlp[-1].weight.zero_()
+            network.head.mlp[-1].bias.fill_(1.0)
     trainer = make_trainer(max_steps=4, callbacks=[CollapseMonitor(patience=3)])
     with pytest.warns(UserWarning, match=r"collapse: for 3 steps"):
         trainer.fit(model, make_data())
@@ -43,7 +43,7 @@ def test_a_collapsed_teacher_is_reported(make_dino: Make, make_data: Make, make_
 def test_a_loss_that_is_not_finite_ends_the_run(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
     model = make_dino()
     with torch.no_grad():
-        model.student["head"].mlp[0].weight.fill_(torch.nan)
+        model.student.head.mlp[0].weight.fill_(torch.nan)
     trainer = make_trainer(max_steps=4, callbacks=[CollapseMonitor()])
     with pytest.raises(ValueError, match="step 1: the loss is nan"):
         trainer.fit(model, make_data())
@@ -53,7 +53,9 @@ def test_checkpoints_at_their_steps_and_at_the_end(
     make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Any
 ) -> None:
     callbacks: list[pl.Callback] = [StepCheckpoint(every_n_steps=3, keep_every_n_steps=2)]
-    trainer = make_trainer(max_steps=5, callbacks=callbacks, enable_checkpointing=True, accumulate_grad_batches=2)
+    trainer = make_trainer(
+        max_steps=5, callbacks=callbacks, enable_checkpointing=True, accumulate_grad_batches=2
+    )
     trainer.fit(make_dino(), make_data(batch_size=2))
     folder = tmp_path / "checkpoints"
     names = sorted(path.name for path in folder.iterdir())

@@ -21,7 +21,9 @@ VIEWS = [
 
 
 def drawn(indices: list[int], *, seed: int = 0, dihedral: bool = False) -> CropParameters:
-    return draw(indices, seed=seed, patch_size_px=(60, 48), views=VIEWS, colours=GREY_COLOURS, dihedral=dihedral)
+    return draw(
+        indices, seed=seed, patch_size_px=(60, 48), views=VIEWS, colours=GREY_COLOURS, dihedral=dihedral
+    )
 
 
 def plain(**changes: object) -> CropParameters:
@@ -67,8 +69,8 @@ def test_crop_and_resize_equals_pillow(size: int, box: tuple[int, int, int, int]
     )
     pillow = Image.fromarray(patch).crop((left, top, left + width, top + height))
     expected = as_float(pillow.resize((size, size), Image.Resampling.BICUBIC))
-    # Pillow rounds to 8 bits after each pass: half a level, of which the second pass, whose absolute weights sum to
-    # at most 1.25, makes 0.625, and half a level again.
+    # Pillow rounds to 8 bits after each pass: half a level, of which the second pass, whose absolute weights
+    # sum to at most 1.25, makes 0.625, and half a level again.
     assert (got[0] - expected).abs().max() <= 1.13
     assert (got[0] - expected).abs().mean() <= 0.4
 
@@ -96,8 +98,8 @@ def test_blur_equals_pillow(radius: float) -> None:
     for _ in range(BOX_PASSES):
         rounded = (once @ rounded).add(0.5).floor()
     expected = as_float(Image.fromarray(patch).filter(ImageFilter.GaussianBlur(radius)))
-    # With Pillow's rounding after every box blur; its fixed-point weights may tip a rare tie (radii with round
-    # weights, such as 1, have many).
+    # With Pillow's rounding after every box blur; its fixed-point weights may tip a rare tie (radii with
+    # round weights, such as 1, have many).
     assert (rounded - expected).abs().max() <= 1
     assert (rounded != expected).float().mean() < 0.01
     # Without: half a level for each of the six.
@@ -131,7 +133,9 @@ def test_grey_and_solarise_equal_pillow() -> None:
     patch = smooth_patch()
     crops = torch.stack([as_float(patch)] * 2)
     parameters = [plain(greys=[True]), plain(solarises=[True])]
-    both = CropParameters(*(np.concatenate([getattr(p, f.name) for p in parameters]) for f in fields(CropParameters)))
+    both = CropParameters(
+        *(np.concatenate([getattr(p, f.name) for p in parameters]) for f in fields(CropParameters))
+    )
     recolour(crops, both)
     grey = Image.fromarray(patch).convert("L").convert("RGB")
     assert (crops[0] - as_float(grey)).abs().max() <= 0.51

@@ -17,15 +17,16 @@ def weights(model: DINO) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (2, 2)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    num_workers: int, make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    num_workers: int, accumulate: int, make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     """Bit for bit, with stochastic depth, through a real checkpoint."""
 
     def run(folder: Path, ckpt_path: Path | None, callbacks: list[pl.Callback]) -> dict[str, torch.Tensor]:
         model, data = make_dino(drop_path_rate=0.2), make_data(num_workers=num_workers)
-        settings = {"enable_checkpointing": True} if callbacks else {}
+        settings: dict[str, Any] = {"accumulate_grad_batches": accumulate}
+        settings |= {"enable_checkpointing": True} if callbacks else {}
         trainer = make_trainer(max_steps=8, default_root_dir=folder, callbacks=callbacks, **settings)
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         assert trainer.global_step == 8
@@ -48,7 +49,8 @@ def test_micro_batches_equal_one_batch(make_dino: Make, make_data: Make, make_tr
         return weights(model)
 
     whole, parts = run(6, 1), run(2, 3)
-    # Adam divides by the gradient's size, so rounding noise shows where a gradient is zero: key part of qkv.bias.
+    # Adam divides by the gradient's size, so rounding noise shows where a gradient is zero: key part of
+    # qkv.bias.
     for name, tensor in whole.items():
         keys = slice(24, 48) if name.endswith("qkv.bias") else slice(0, 0)
         difference = (tensor - parts[name]).abs()
@@ -65,10 +67,10 @@ def test_the_teacher_follows_with_the_momentum_of_the_step(
 
     class Spy(pl.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            self.before = copy.deepcopy(model.teacher["head"].mlp[0].weight)
+            self.before = copy.deepcopy(model.teacher.head.mlp[0].weight)
 
         def on_train_batch_end(self, *_: Any) -> None:
-            student, teacher = (net["head"].mlp[0].weight for net in (model.student, model.teacher))
+            student, teacher = (net.head.mlp[0].weight for net in (model.student, model.teacher))
             seen.append((self.before, student.detach().clone(), teacher.clone()))
 
     make_trainer(max_steps=3, callbacks=[Spy()]).fit(model, make_data())
@@ -78,11 +80,11 @@ def test_the_teacher_follows_with_the_momentum_of_the_step(
 
 def test_frozen_prototypes_do_not_move(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
     frozen, free = make_dino(freeze_last_layer_epochs=1), make_dino(freeze_last_layer_epochs=0)
-    before = frozen.student["head"].last_layer.weight_v.detach().clone()
+    before = frozen.student.head.last_layer.weight_v.detach().clone()
     for model in (frozen, free):
         make_trainer(max_steps=4).fit(model, make_data())
-    assert torch.equal(frozen.student["head"].last_layer.weight_v, before)
-    assert not torch.equal(free.student["head"].last_layer.weight_v, before)
+    assert torch.equal(frozen.student.head.last_layer.weight_v, before)
+    assert not torch.equal(free.student.head.last_layer.weight_v, before)
 
 
 def test_the_initial_weights_depend_on_the_seed_only(make_dino: Make) -> None:
@@ -91,12 +93,14 @@ def test_the_initial_weights_depend_on_the_seed_only(make_dino: Make) -> None:
     torch.manual_seed(12)
     second, other = make_dino(seed=3), make_dino(seed=4)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert not torch.equal(first.student["head"].mlp[0].weight, other.student["head"].mlp[0].weight)
+    assert not torch.equal(first.student.head.mlp[0].weight, other.student.head.mlp[0].weight)
     for a, b in zip(first.student.parameters(), first.teacher.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_the_learning_rate_scales_with_the_real_batch(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
+def test_the_learning_rate_scales_with_the_real_batch(
+    make_dino: Make, make_data: Make, make_trainer: Make
+) -> None:
     model = make_dino(base_learning_rate=0.256, warmup_epochs=0)
     rates: list[float] = []
 
@@ -104,7 +108,9 @@ def test_the_learning_rate_scales_with_the_real_batch(make_dino: Make, make_data
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    make_trainer(max_steps=1, accumulate_grad_batches=2, callbacks=[Spy()]).fit(model, make_data(batch_size=4))
+    make_trainer(max_steps=1, accumulate_grad_batches=2, callbacks=[Spy()]).fit(
+        model, make_data(batch_size=4)
+    )
     assert rates == pytest.approx([0.008, 0.008])
 
 
@@ -116,6 +122,7 @@ def test_the_learning_rate_scales_with_the_real_batch(make_dino: Make, make_data
         ({"architecture_kwargs": {"nonsense": 1}}, "nonsense"),
         ({"architecture_kwargs": {"patch_size": 5, "img_size": 30}}, "multiple of the backbone's patch size"),
         ({"init_weights": "nowhere.safetensors"}, "no such file"),
+        ({"input_size_px": 50}, "input_size_px=50"),
         ({"epoch_size": 0}, "epoch_size"),
         ({"teacher_momentum": 1.2}, "teacher_momentum"),
     ],

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as nnf
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -29,7 +29,8 @@ def create_backbone(architecture: str, *, drop_path_rate: float = 0.0, **kwargs:
         **kwargs: passed to timm, for example `img_size`, `patch_size`, `depth`, `embed_dim`, `num_heads`.
 
     Raises:
-        ValueError: an unknown name, one that is no vision transformer with a class token, or a wrong argument.
+        ValueError: an unknown name, one that is no vision transformer with a class token, or a wrong
+            argument.
     """
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture.split('_')[0]}*")[:5]
@@ -38,7 +39,9 @@ def create_backbone(architecture: str, *, drop_path_rate: float = 0.0, **kwargs:
             f"see timm.list_models('vit_*'){', for example ' + ', '.join(close) if close else ''}"
         )
     if "pretrained" in kwargs:
-        raise ValueError("architecture_kwargs 'pretrained': not accepted; give init_weights a local file instead")
+        raise ValueError(
+            "architecture_kwargs 'pretrained': not accepted; give init_weights a local file instead"
+        )
     try:
         model = timm.create_model(
             architecture,
@@ -49,17 +52,19 @@ def create_backbone(architecture: str, *, drop_path_rate: float = 0.0, **kwargs:
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         allowed = ", ".join(list(inspect.signature(VisionTransformer).parameters)[:12])
         raise ValueError(
-            f"architecture {architecture!r} with {kwargs}: timm refuses it ({error}); arguments are {allowed}, ..."
+            f"architecture {architecture!r} with {kwargs}: timm refuses it ({error}); "
+            f"arguments are {allowed}, ..."
         ) from error
-    if not isinstance(model, VisionTransformer) or not model.has_class_token:
+    if not isinstance(model, VisionTransformer) or not model.has_class_token or model.pos_embed is None:
         raise ValueError(
-            f"architecture {architecture!r}: DINO needs a vision transformer with a class token; take a vit_* name"
+            f"architecture {architecture!r}: DINO needs a vision transformer with a class token "
+            "and positions; take a vit_* name"
         )
     return model
 
 
 def architecture_kwargs(backbone: VisionTransformer, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with which `timm.create_model` rebuilds this backbone, JSON-able, without stochastic depth."""
+    """The JSON-able arguments with which `timm.create_model` rebuilds this backbone, without drop path."""
     return {
         **given,
         "img_size": list(backbone.patch_embed.img_size),
@@ -78,13 +83,19 @@ def load_initial_weights(backbone: VisionTransformer, path: str) -> None:
     source = Path(path)
     if source.is_dir():
         if not (source / "backbone.json").is_file():
-            raise ValueError(f"init_weights {path}: no backbone.json inside, so the folder is not a whole checkpoint")
+            raise ValueError(
+                f"init_weights {path}: no backbone.json inside, so the folder is not a whole checkpoint"
+            )
         version = json.loads((source / "backbone.json").read_text()).get("format_version")
         if version != 1:
-            raise ValueError(f"init_weights {path}: format_version {version}; this version reads 1, update ssl-train")
+            raise ValueError(
+                f"init_weights {path}: format_version {version}; this version reads 1, update ssl-train"
+            )
         source = source / "backbone.safetensors"
     if not source.is_file():
-        raise ValueError(f"init_weights {path}: no such file; give a checkpoint folder or a .safetensors file")
+        raise ValueError(
+            f"init_weights {path}: no such file; give a checkpoint folder or a .safetensors file"
+        )
     try:
         if source.suffix == ".safetensors":
             state = load_file(source)
@@ -96,11 +107,14 @@ def load_initial_weights(backbone: VisionTransformer, path: str) -> None:
         raise ValueError(f"init_weights {path}: does not fit the backbone ({reason})") from error
 
 
-def embed_cls(backbone: VisionTransformer, images: Tensor, *, position_interpolation: PositionInterpolation) -> Tensor:
+def embed_cls(
+    backbone: VisionTransformer, images: Tensor, *, position_interpolation: PositionInterpolation
+) -> Tensor:
     """CLS embedding after the final norm of float images (B, 3, H, W); returns (B, D).
 
     At the native size both ways of position interpolation are the same. `timm` resizes to the exact grid with
-    antialiasing, as timm does when the exported weights are used; `dino` as the DINO reference did (offset 0.1).
+    antialiasing, as timm does when the exported weights are used; `dino` as the DINO reference did (offset
+    0.1).
     """
     if position_interpolation == "timm":
         tokens = backbone.forward_features(images)
@@ -113,7 +127,9 @@ def _forward_with_offset(backbone: VisionTransformer, images: Tensor) -> Tensor:
     grid = backbone.patch_embed(images)
     batch, height, width, dim = grid.shape
     native = backbone.patch_embed.grid_size
-    position = backbone.pos_embed
+    position: Tensor | None = backbone.pos_embed
+    assert position is not None, "create_backbone refuses architectures without positions"
+    assert backbone.cls_token is not None, "create_backbone refuses architectures without a class token"
     if (height, width) != tuple(native):
         position = resample_positions(position, native=native, grid=(height, width))
     cls = backbone.cls_token.expand(batch, -1, -1)
@@ -135,7 +151,7 @@ def resample_positions(
     """
     cls, patches = position[:, :1], position[:, 1:]
     dim = position.shape[-1]
-    resized = F.interpolate(
+    resized = nnf.interpolate(
         patches.reshape(1, *native, dim).permute(0, 3, 1, 2),
         scale_factor=[(n + offset) / m for n, m in zip(grid, native, strict=True)],
         mode="bicubic",

@@ -6,13 +6,15 @@ import math
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_warn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from ssl_train.losses import DINOLoss
 
 
 class StageProgressBar(ProgressBar):
@@ -49,21 +51,24 @@ class StageProgressBar(ProgressBar):
         if steps:
             metrics = trainer.callback_metrics
             shown = {"loss": metrics.get("loss"), "images/s": metrics.get("images_per_second")}
-            self._bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False)
+            self._bar.set_postfix(
+                {k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False
+            )
             self._bar.update(steps)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Closes the bar."""
         if self._bar is not None:
             self._bar.close()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         """Closes the bar, so that the error stands on a line of its own."""
-        self.on_train_end(trainer, pl_module)
+        self.on_train_end()
 
 
 class Throughput(Callback):
-    """Logs `images_per_second` over all ranks, `data_stall_share` (time spent waiting for data) and `memory_gib`.
+    """Logs `images_per_second` over all ranks, `data_stall_share` (time spent waiting for data) and
+    `memory_gib`.
 
     Memory is the peak: of the device where there is one, else of the process.
 
@@ -81,11 +86,11 @@ class Throughput(Callback):
         self._since = 0.0
         self._ended = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, *_: Any) -> None:
         """Starts the clock."""
         self._since = self._ended = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, _: int) -> None:
+    def on_train_batch_start(self, _trainer: Any, _module: Any, batch: Any, *_: Any) -> None:
         """Between two batches the trainer does nothing but wait for the next one."""
         self._stalled += time.perf_counter() - self._ended
         self._images += len(batch["image"])
@@ -131,18 +136,20 @@ class CollapseMonitor(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Counts suspicious steps."""
         metrics = trainer.callback_metrics
-        uniform = math.log(pl_module.loss.center.shape[-1])
+        uniform = math.log(cast(DINOLoss, pl_module.loss).out_dim)
         loss, std = float(metrics["loss"]), float(metrics["teacher_std"])
         if not math.isfinite(loss):
             raise ValueError(
-                f"step {trainer.global_step}: the loss is {loss}; lower base_learning_rate, or use bf16 instead of fp16"
+                f"step {trainer.global_step}: the loss is {loss}; lower base_learning_rate, or use bf16 "
+                "instead of fp16"
             )
         stuck = abs(loss - uniform) < self._tolerance * uniform or std < self._tolerance
         self._suspicious = self._suspicious + 1 if stuck else 0
         if self._suspicious == self._patience:
             rank_zero_warn(
                 f"step {trainer.global_step}: collapse: for {self._patience} steps the loss is {loss:.4f} "
-                f"(ln K = {uniform:.4f}) and the teacher's std {std:.2e}; lower teacher_temp or base_learning_rate"
+                f"(ln K = {uniform:.4f}) and the teacher's std {std:.2e}; "
+                "lower teacher_temp or base_learning_rate"
             )
 
 
@@ -162,17 +169,20 @@ class StepCheckpoint(Checkpoint):
             )
         self._every = every_n_steps
         self._keep = keep_every_n_steps
-        self._saved = -1
+        self._seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """A resumed run does not save the step it comes from, between two micro-batches, again."""
+        self._seen = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Saves where a step was completed and it is its turn."""
+        """Saves where this micro-batch completed a step and it is its turn."""
         step = trainer.global_step
-        if step == self._saved or step == 0:
+        if step == self._seen:
             return
+        self._seen = step
         folder = Path(trainer.default_root_dir) / "checkpoints"
         if step % self._every == 0 or step >= trainer.max_steps:
             trainer.save_checkpoint(folder / "last.ckpt", weights_only=False)
-            self._saved = step
         if self._keep and step % self._keep == 0:
             trainer.save_checkpoint(folder / f"step-{step:08d}.ckpt", weights_only=False)
-            self._saved = step

@@ -1,7 +1,7 @@
 """How does a trained backbone leave training?
 
-As a checkpoint folder: `backbone.safetensors` with timm's state dict of the teacher and, written last as the mark that
-the folder is whole, `backbone.json` with everything needed to rebuild it:
+As a checkpoint folder: `backbone.safetensors` with timm's state dict of the teacher and, written last as the
+mark that the folder is whole, `backbone.json` with everything needed to rebuild it:
 `timm.create_model(architecture, pretrained=False, **architecture_kwargs)` and a strict load.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,14 +26,7 @@ WEIGHTS_NAME = "backbone.safetensors"
 DESCRIPTION_NAME = "backbone.json"
 
 
-def export_folder(
-    model: DINO,
-    folder: str | Path,
-    *,
-    step: int,
-    mpp: list[float] | None = None,
-    input_size_px: int | None = None,
-) -> Path:
+def export_folder(model: DINO, folder: str | Path, *, step: int, mpp: list[float] | None = None) -> Path:
     """Writes the teacher's backbone as a checkpoint folder.
 
     Args:
@@ -42,19 +34,14 @@ def export_folder(
         folder: where to; an older export there is replaced.
         step: optimizer steps done.
         mpp: um per pixel that the training stream sampled, where known.
-        input_size_px: side at which the backbone is best used; the size of the global crops where absent.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: `input_size_px` is no multiple of the patch size, or the folder cannot be written.
+        ValueError: the folder cannot be written.
     """
-    backbone = model.teacher["backbone"]
-    patch_size = int(backbone.patch_embed.patch_size[0])
-    size = model.crops.global_size_px if input_size_px is None else input_size_px
-    if size < patch_size or size % patch_size:
-        raise ValueError(f"input_size_px={size}: must be a multiple of the patch size {patch_size}")
+    backbone = model.teacher.backbone
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -63,26 +50,28 @@ def export_folder(
         weights = target / WEIGHTS_NAME
         temporary = weights.with_suffix(".part")
         save_file(state, temporary)
-        os.replace(temporary, weights)
+        temporary.replace(weights)
         description = {
             "format_version": FORMAT_VERSION,
             "architecture": model.architecture,
             "architecture_kwargs": architecture_kwargs(backbone, model.architecture_kwargs),
             "embed_dim": int(backbone.embed_dim),
-            "patch_size": patch_size,
-            "input_size_px": size,
+            "patch_size": model.teacher.patch_size,
+            "input_size_px": model.input_size_px,
             "mean": list(model.crops.mean),
             "std": list(model.crops.std),
             "mpp": mpp,
             "method": model.method,
             "step": step,
-            "versions": {name: _version(name) for name in ("ssl-train", "torch", "timm", "pytorch-lightning")},
+            "versions": {
+                name: _version(name) for name in ("ssl-train", "torch", "timm", "pytorch-lightning")
+            },
             "git_commit": _git_commit(),
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         }
         temporary = target / (DESCRIPTION_NAME + ".part")
         temporary.write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(temporary, target / DESCRIPTION_NAME)
+        temporary.replace(target / DESCRIPTION_NAME)
     except OSError as error:
         raise ValueError(f"checkpoint folder {folder}: cannot be written ({error})") from error
     return target
@@ -95,7 +84,9 @@ def load_training_checkpoint(model: pl.LightningModule, path: str | Path) -> int
         ValueError: no such file, an unreadable one, or one of another model.
     """
     if not Path(path).is_file():
-        raise ValueError(f"checkpoint {path}: no such file; fit writes <default_root_dir>/checkpoints/last.ckpt")
+        raise ValueError(
+            f"checkpoint {path}: no such file; fit writes <default_root_dir>/checkpoints/last.ckpt"
+        )
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])

@@ -1,7 +1,8 @@
 """How is training driven from a YAML file?
 
-`ssl-train fit --config x.yaml` trains; `ssl-train export --config x.yaml --output FOLDER` writes a checkpoint folder
-from a checkpoint or, without one, from the seeded initial weights. Mistakes of the user end in one line on stderr.
+`ssl-train fit --config x.yaml` trains; `ssl-train export --config x.yaml --output FOLDER` writes a
+checkpoint folder from a checkpoint or, without one, from the seeded initial weights. Mistakes of the user
+end in one line on stderr.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ssl_train.callbacks import CollapseMonitor, StageProgressBar, StepCheckpoint, Throughput
 from ssl_train.checkpoint import export_folder, load_training_checkpoint
@@ -43,7 +44,6 @@ class SSLTrainer(pl.Trainer):
         *,
         output: str,
         ckpt_path: str | None = None,
-        input_size_px: int | None = None,
     ) -> None:
         """Write a checkpoint folder with the teacher's backbone.
 
@@ -51,7 +51,6 @@ class SSLTrainer(pl.Trainer):
             model: the model of the config.
             output: folder to write.
             ckpt_path: Lightning checkpoint of this config; the seeded initial weights where absent.
-            input_size_px: side at which the backbone is to be used; the size of the global crops where absent.
         """
         raise NotImplementedError("SSLCLI.export does the work: it knows the config")
 
@@ -62,7 +61,7 @@ class MaskedSaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any) -> None:
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
 
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def save_config(self, trainer: pl.Trainer, *_: Any) -> None:
         """Writes the masked config; the run folder is the trainer's `default_root_dir`."""
         dumped = yaml.safe_load(self.parser.dump(self.config, skip_none=False, skip_validation=True))
         target = Path(trainer.default_root_dir) / "config.yaml"
@@ -125,15 +124,17 @@ class SSLCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
-        """Checkpoints hold no hyperparameters: the config says everything. Only the file itself is checked."""
+        """Checks the file only: checkpoints hold no hyperparameters, the config says everything."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise ValueError(f"checkpoint {path}: not a checkpoint, or cut short; give one that fit has written")
+            raise ValueError(
+                f"checkpoint {path}: not a checkpoint, or cut short; give one that fit has written"
+            )
 
-    def export(self, *, model: DINO, output: str, ckpt_path: str | None, input_size_px: int | None) -> None:
+    def export(self, *, model: DINO, output: str, ckpt_path: str | None) -> None:
         """Writes the checkpoint folder."""
         step = load_training_checkpoint(model, ckpt_path) if ckpt_path else 0
-        folder = export_folder(model, output, step=step, mpp=self._mpp, input_size_px=input_size_px)
+        folder = export_folder(model, output, step=step, mpp=self._mpp)
         print(f"exported {model.architecture} at step {step} to {folder}")
 
 
@@ -151,8 +152,8 @@ def _configured_mpp(data: Any) -> list[float] | None:
     return [float(value) for value in mpp] if isinstance(mpp, Sequence) else [float(mpp)]
 
 
-def run(args: Sequence[str] | None = None) -> SSLCLI:
-    """Parses and runs a command; raises what goes wrong."""
+def run() -> SSLCLI:
+    """Parses and runs the command of `sys.argv`; raises what goes wrong."""
     return SSLCLI(
         model_class=pl.LightningModule,
         subclass_mode_model=True,
@@ -169,13 +170,13 @@ def run(args: Sequence[str] | None = None) -> SSLCLI:
             "fit": {"exit_on_error": False},
             "export": {"exit_on_error": False},
         },
-        args=list(args) if args is not None else None,
     )
 
 
 def main() -> None:
     """Entry point of the console script."""
-    # Lightning's advice on loaders and devices does not concern a user of a YAML; the progress bar reports the run.
+    # Lightning's advice on loaders and devices does not concern a user of a YAML; the progress bar reports
+    # the run.
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric.utilities.seed").setLevel(logging.WARNING)
     for category in (FutureWarning, PossibleUserWarning):

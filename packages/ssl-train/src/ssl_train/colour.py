@@ -1,7 +1,7 @@
 """How are colours of a batch of crops changed?
 
-Pillow's and torchvision's colour operations on float batches (N, 3, H, W) in [0, 255], each with one parameter per
-crop. Values are clamped after every operation, as 8-bit images are; they are not rounded.
+Pillow's and torchvision's colour operations on float batches (N, 3, H, W) in [0, 255], each with one
+parameter per crop. Values are clamped after every operation, as 8-bit images are; they are not rounded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def adjust_hue(images: Tensor, shift_N: Tensor) -> Tensor:
         torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     sector = sector + 6 * shift_N[:, None, None]
-    # HSV to RGB in closed form: each channel is value - chroma * clamp(min(k, 4 - k), 0, 1) with its own offset of k.
+    # HSV to RGB in closed form: each channel is value - chroma * clamp(min(k, 4 - k), 0, 1) with its own
+    # offset of k.
     offset = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)[None, :, None, None]
     k = torch.remainder(offset + sector[:, None], 6)
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)

@@ -1,7 +1,7 @@
 """What does training need from a source of patches?
 
-Any iterable object of this shape will do; no package is named. It is wired in by `class_path` in the YAML. A sample
-is a dictionary with at least
+Any iterable object of this shape will do; no package is named. It is wired in by `class_path` in the YAML. A
+sample is a dictionary with at least
 
 - `image`: uint8 array (H, W, 3), RGB, C-contiguous, of one size throughout the stream,
 - `index`: int, the global sample number; the seed of the sample's crops.
@@ -20,11 +20,13 @@ class PatchStream(Protocol):
         """Yields this share's samples from the stream's position on."""
         ...
 
-    def shard(self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int) -> Self:
+    def shard(
+        self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
+    ) -> Self:
         """The share of one worker of one rank.
 
-        Global batch b holds samples `b * B ... b * B + B - 1`; rank r takes its contiguous part; worker w of n serves
-        the rank's batches w, w + n, ...; no workers is (0 of 1).
+        Global batch b holds samples `b * B ... b * B + B - 1`; rank r takes its contiguous part; worker w of
+        n serves the rank's batches w, w + n, ...; no workers is (0 of 1).
         """
         ...
 

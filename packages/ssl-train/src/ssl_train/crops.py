@@ -1,14 +1,16 @@
 """Which views of a patch do student and teacher see?
 
-Multi-crop of DINO (arXiv 2104.14294, section 3.1; main_dino.py, DataAugmentationDINO): two global crops and several
-local ones, in batched operations on the device of the batch. Two steps:
+Multi-crop of DINO (arXiv 2104.14294, section 3.1; main_dino.py, DataAugmentationDINO): two global crops and
+several local ones, in batched operations on the device of the batch. Two steps:
 
-1. `draw`: all random numbers of a batch, from generators keyed by (seed, sample index) and nothing else, so that
+1. `draw`: all random numbers of a batch, from generators keyed by (seed, sample index) and nothing else, so
+that
    they do not depend on batch, rank or worker. Pure NumPy.
-2. `MultiCrop.__call__`: uint8 patches in, normalised float crops out. Order: random resized crop, flips, colour
+2. `MultiCrop.__call__`: uint8 patches in, normalised float crops out. Order: random resized crop, flips,
+colour
    jitter, grey, blur, solarise, normalise.
 
-Legend of shape suffixes: B patches, V views (2 globals first), N = B crops of one view or several of one size.
+Legend of shape suffixes: B patches, V views (2 globals first), N crops of one size.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class CropParameters:
     """Every random choice for B patches and V views; all arrays are (B, V) unless said otherwise.
 
     Boxes are in pixels of the patch. `jitter_order` (B, V, 4) lists the operations 0 brightness, 1 contrast,
-    2 saturation, 3 hue in the order of use; `jitter` (B, V, 4) holds their factors (hue: a shift of the circle).
+    2 saturation, 3 hue in the order of use; `jitter` (B, V, 4) holds their factors (hue: a shift of the
+    circle).
     """
 
     top: Ints
@@ -98,8 +101,8 @@ def draw(
 ) -> CropParameters:
     """Draws the parameters of all views of a batch.
 
-    Boxes follow torchvision's RandomResizedCrop: up to ten tries of a relative area in `scale` and a log-uniform
-    ratio in 3/4..4/3, then the largest centred box of an allowed ratio.
+    Boxes follow torchvision's RandomResizedCrop: up to ten tries of a relative area in `scale` and a
+    log-uniform ratio in 3/4..4/3, then the largest centred box of an allowed ratio.
 
     Args:
         indices: global sample numbers, B of them.
@@ -212,8 +215,8 @@ class MultiCrop:
     ) -> None:
         if global_size_px < 1 or local_size_px < 1 or n_locals < 0:
             raise ValueError(
-                f"crops: sizes must be at least 1 and n_locals at least 0, got global_size_px={global_size_px}, "
-                f"local_size_px={local_size_px}, n_locals={n_locals}"
+                "crops: sizes must be at least 1 and n_locals at least 0, got "
+                f"global_size_px={global_size_px}, local_size_px={local_size_px}, n_locals={n_locals}"
             )
         for name, (low, high) in {"global_scale": global_scale, "local_scale": local_scale}.items():
             if not 0 < low <= high <= 1:
@@ -261,7 +264,8 @@ class MultiCrop:
         """
         if patches.dtype != torch.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
             raise ValueError(
-                f"patches must be uint8 (B, H, W, 3), got {patches.dtype} {tuple(patches.shape)}; check the stream"
+                f"patches must be uint8 (B, H, W, 3), got {patches.dtype} {tuple(patches.shape)}; "
+                "check the stream"
             )
         drawn = draw(
             [int(i) for i in indices.tolist()],
@@ -285,7 +289,7 @@ class MultiCrop:
         crops = crops.div_(colour.WHITE)
         crops -= torch.tensor(self.mean, device=crops.device)[:, None, None]
         crops /= torch.tensor(self.std, device=crops.device)[:, None, None]
-        views_first = crops.unflatten(0, (len(images), -1)).transpose(0, 1)
+        views_first = crops.reshape(len(images), -1, *crops.shape[1:]).transpose(0, 1)
         return views_first.contiguous()
 
 

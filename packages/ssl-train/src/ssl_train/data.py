@@ -1,8 +1,8 @@
 """How do patches reach the trainer, and from which sample does a resumed run go on?
 
-A stream is sharded over ranks and workers and collated into whole batches inside the dataset, so that the samples of
-every batch are exact whatever the number of ranks and workers. **The position is what the trainer consumed**
-(optimizer steps x micro-batches x global batch), never what a loader fetched ahead.
+A stream is sharded over ranks and workers and collated into whole batches inside the dataset, so that the
+samples of every batch are exact whatever the number of ranks and workers. **The position is what the trainer
+consumed** (optimizer steps x micro-batches x global batch), never what a loader fetched ahead.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ class PatchData(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(
-                f"data: batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
+                "data: batch_size must be at least 1 and num_workers at least 0, got "
+                f"{batch_size} and {num_workers}"
             )
         self.stream = stream
         self.batch_size = batch_size
@@ -175,8 +176,9 @@ class PatchData(pl.LightningDataModule):
     def _check_resumed(self) -> None:
         if self._saved is not None and self._saved["patches_per_step"] != self._patches_per_step():
             raise ValueError(
-                f"resumed with {self._patches_per_step()} patches a step, but the checkpoint was written with "
-                f"{self._saved['patches_per_step']}; keep batch_size x devices x accumulate_grad_batches the same"
+                f"resumed with {self._patches_per_step()} patches a step, but the checkpoint was written "
+                f"with {self._saved['patches_per_step']}; keep batch_size x devices x "
+                "accumulate_grad_batches the same"
             )
 
     def _patches_per_step(self) -> int:

@@ -1,4 +1,6 @@
-"""How does DINO learn? (arXiv 2104.14294; reference: facebookresearch/dino, main_dino.py)
+"""How does DINO learn?
+
+Source: arXiv 2104.14294; reference: facebookresearch/dino, main_dino.py.
 
 A step of the optimizer, in this order:
 
@@ -7,7 +9,8 @@ A step of the optimizer, in this order:
 3. per-parameter clipping, gradients of the frozen last layer removed, AdamW,
 4. the centre takes up the step's teacher logits; the teacher moves with the same step's momentum.
 
-"Epoch" is a unit of the schedules, `epoch_size` patches: training itself is one endless epoch of `max_steps` steps.
+"Epoch" is a unit of the schedules, `epoch_size` patches: training itself is one endless epoch of `max_steps`
+steps.
 
 Legend of shape suffixes: B patches, C crops, K prototypes.
 """
@@ -21,14 +24,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_train import schedules
-from ssl_train.backbone import PositionInterpolation, create_backbone, embed_cls, load_initial_weights
+from ssl_train.backbone import PositionInterpolation, create_backbone, load_initial_weights
 from ssl_train.crops import MultiCrop
 from ssl_train.ema import update_teacher
 from ssl_train.heads import DINOHead
 from ssl_train.losses import DINOLoss
+from ssl_train.network import Network
 from ssl_train.optim import clip_gradients_per_parameter, parameter_groups
 
 # Linear scaling: the base learning rates are stated for this many patches a step.
@@ -43,14 +47,17 @@ class DINO(pl.LightningModule):
         architecture_kwargs: further arguments of the backbone, for example `img_size`, `patch_size`, `depth`.
         init_weights: checkpoint folder or file with weights to start from; random where absent.
         drop_path_rate: stochastic depth of the student.
-        position_interpolation: how positions are resized for other sizes than the native one, see `embed_cls`.
+        position_interpolation: how positions are resized for other sizes than the native one, see
+            `embed_cls`.
         crops: the multi-crop augmentation.
         out_dim: number of prototypes K.
         head_hidden_dim: width of the head's MLP.
         head_bottleneck_dim: dimension of the prototypes.
         head_nlayers: linear layers of the head's MLP.
-        head_use_bn: batch normalisation in the head's MLP (`use_bn_in_head`); spreads the outputs of young networks,
-            so that short runs do not stay at the uniform answer. Several devices need `trainer.sync_batchnorm`.
+        head_use_bn: batch normalisation in the head's MLP (`use_bn_in_head`); spreads the outputs of young
+            networks,
+            so that short runs do not stay at the uniform answer. Several devices need
+            `trainer.sync_batchnorm`.
         norm_last_layer: keep prototypes at unit length.
         epoch_size: patches in an epoch, the unit of the arguments below.
         base_learning_rate: peak for 256 patches a step, scaled linearly.
@@ -66,6 +73,8 @@ class DINO(pl.LightningModule):
         warmup_teacher_temp_epochs: length of that warm-up.
         center_momentum: of the centre's running mean.
         freeze_last_layer_epochs: epochs during which the prototypes do not move.
+        input_size_px: side at which an exported backbone is to be used, a multiple of the patch size; that
+            of the global crops where absent.
         seed: of initial weights, crops and stochastic depth.
 
     Raises:
@@ -103,6 +112,7 @@ class DINO(pl.LightningModule):
         warmup_teacher_temp_epochs: int = 0,
         center_momentum: float = 0.9,
         freeze_last_layer_epochs: float = 1,
+        input_size_px: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -119,36 +129,36 @@ class DINO(pl.LightningModule):
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.student = self._network(
-                drop_path_rate,
-                out_dim=out_dim,
-                hidden_dim=head_hidden_dim,
-                bottleneck_dim=head_bottleneck_dim,
-                nlayers=head_nlayers,
-                use_bn=head_use_bn,
-                norm_last_layer=norm_last_layer,
-            )
-            self.teacher = self._network(
-                0.0,
-                out_dim=out_dim,
-                hidden_dim=head_hidden_dim,
-                bottleneck_dim=head_bottleneck_dim,
-                nlayers=head_nlayers,
-                use_bn=head_use_bn,
-                norm_last_layer=norm_last_layer,
+            self.student, self.teacher = (
+                self._network(
+                    rate,
+                    position_interpolation,
+                    out_dim=out_dim,
+                    hidden_dim=head_hidden_dim,
+                    bottleneck_dim=head_bottleneck_dim,
+                    nlayers=head_nlayers,
+                    use_bn=head_use_bn,
+                    norm_last_layer=norm_last_layer,
+                )
+                for rate in (drop_path_rate, 0.0)
             )
         if init_weights is not None:
-            load_initial_weights(self.student["backbone"], init_weights)
+            load_initial_weights(self.student.backbone, init_weights)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
-        self.teacher["backbone"].eval()
+        self.teacher.backbone.eval()
         self.loss = DINOLoss(out_dim=out_dim, student_temp=student_temp, center_momentum=center_momentum)
-        patch = self.student["backbone"].patch_embed.patch_size[0]
-        for name in ("global_size_px", "local_size_px"):
-            size = getattr(self.crops, name)
-            if size % patch:
-                raise ValueError(f"crops: {name}={size} is not a multiple of the backbone's patch size {patch}")
-        self._position_interpolation = position_interpolation
+        self.input_size_px = self.crops.global_size_px if input_size_px is None else input_size_px
+        sizes = {
+            "crops: global_size_px": self.crops.global_size_px,
+            "crops: local_size_px": self.crops.local_size_px,
+            "input_size_px": self.input_size_px,
+        }
+        for name, size in sizes.items():
+            if size < 1 or size % self.student.patch_size:
+                raise ValueError(
+                    f"{name}={size} is not a multiple of the backbone's patch size {self.student.patch_size}"
+                )
         self._epoch_size = epoch_size
         self._learning_rate = (base_learning_rate, min_learning_rate)
         self._warmup_epochs = warmup_epochs
@@ -159,9 +169,17 @@ class DINO(pl.LightningModule):
         self._freeze_last_layer_epochs = freeze_last_layer_epochs
         self._patches_per_step: int | None = None
 
-    def _network(self, drop_path_rate: float, **head: Any) -> nn.ModuleDict:
-        backbone = create_backbone(self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs)
-        return nn.ModuleDict({"backbone": backbone, "head": DINOHead(in_dim=backbone.embed_dim, **head)})
+    def _network(
+        self, drop_path_rate: float, position_interpolation: PositionInterpolation, **head: Any
+    ) -> Network:
+        backbone = create_backbone(
+            self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs
+        )
+        return Network(
+            backbone=backbone,
+            head=DINOHead(in_dim=backbone.embed_dim, **head),
+            position_interpolation=position_interpolation,
+        )
 
     def train(self, mode: bool = True) -> DINO:
         """Puts the student into training mode; the teacher's backbone stays in evaluation mode.
@@ -169,14 +187,14 @@ class DINO(pl.LightningModule):
         Batch normalisation in the teacher's head, where asked for, works on the batch, as in the reference.
         """
         super().train(mode)
-        self.teacher["backbone"].eval()
+        self.teacher.backbone.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Teacher embeddings (B, D) of normalised float images (B, 3, H, W)."""
-        return embed_cls(self.teacher["backbone"], images, position_interpolation=self._position_interpolation)
+        return self.teacher.embed(images)
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
         """Sets the rates of this step; all micro-batches of a step agree on them."""
         if self._patches_per_step is None:
             per_rank = len(batch["image"]) * self.trainer.accumulate_grad_batches
@@ -190,32 +208,19 @@ class DINO(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one micro-batch of patches: `image` uint8 (B, H, W, 3), `index` (B,)."""
         patches, indices = batch["image"], batch["index"]
-        dtype = self.student["backbone"].pos_embed.dtype
-        globals_GB, locals_LB = (crop.to(dtype) for crop in self.crops(patches, indices, seed=self.seed))
+        drawn = self.crops(patches, indices, seed=self.seed)
+        global_crops, local_crops = (crops.to(self.student.dtype) for crops in drawn)
         step_seed = np.random.SeedSequence([self.seed, self.global_step, batch_idx, self.global_rank])
         with torch.random.fork_rng(devices=_cuda_devices(self.device)):
             torch.manual_seed(int(step_seed.generate_state(1)[0]))
-            student_CBK = self._logits(self.student, globals_GB, locals_LB)
+            student_CBK = self.student(global_crops, local_crops)
         with torch.no_grad():
-            teacher_2BK = self._logits(self.teacher, globals_GB)
+            teacher_2BK = self.teacher(global_crops)
         teacher_temp = self._teacher_temp_now()
         loss: Tensor = self.loss(student_CBK, teacher_2BK, teacher_temp=teacher_temp)
         self._log(loss, teacher_2BK, teacher_temp)
         self.loss.observe(teacher_2BK)
         return loss
-
-    def _logits(self, network: nn.ModuleDict, *crops: Tensor) -> Tensor:
-        """Prototype logits (C, B, K) of crops (c, B, 3, S, S), one backbone pass for each size and one of the head."""
-        embeddings_CBD = [
-            embed_cls(
-                network["backbone"], views.flatten(0, 1), position_interpolation=self._position_interpolation
-            ).unflatten(0, views.shape[:2])
-            for views in crops
-            if len(views)
-        ]
-        joined_CBD = torch.cat(embeddings_CBD)
-        logits: Tensor = network["head"](joined_CBD.flatten(0, 1))
-        return logits.unflatten(0, joined_CBD.shape[:2])
 
     def _log(self, loss: Tensor, teacher_2BK: Tensor, teacher_temp: float) -> None:
         with torch.no_grad():
@@ -249,7 +254,9 @@ class DINO(pl.LightningModule):
         step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.loss.update_center()
-        momentum = schedules.cosine(step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps())
+        momentum = schedules.cosine(
+            step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps()
+        )
         update_teacher(student=self.student, teacher=self.teacher, momentum=momentum)
 
     def _rates(self, step: int) -> tuple[float, float]:
@@ -268,22 +275,24 @@ class DINO(pl.LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,  # noqa: ARG002 - Lightning's signature
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
     ) -> None:
         """Clips tensor by tensor, then takes the gradients of a frozen last layer away.
 
-        Without a gradient AdamW skips the layer altogether: no decay, no moments (unlike a learning rate of 0).
+        Without a gradient AdamW skips the layer altogether: no decay, no moments (unlike a learning rate of
+        0).
         """
         if gradient_clip_val is not None:
             raise ValueError(
-                f"trainer.gradient_clip_val={gradient_clip_val}: DINO clips per tensor; use model clip_grad instead"
+                f"trainer.gradient_clip_val={gradient_clip_val}: DINO clips per tensor; "
+                "set the model's clip_grad instead"
             )
         if self._clip_grad > 0:
             clip_gradients_per_parameter(self.student.parameters(), self._clip_grad)
         if self._patches_done() < self._freeze_last_layer_epochs * self._epoch_size:
-            for parameter in self.student["head"].last_layer.parameters():
+            for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
 
     def _teacher_temp_now(self) -> float:
@@ -292,7 +301,9 @@ class DINO(pl.LightningModule):
         return schedules.teacher_temperature(epoch, warmup=warmup, final=final, warmup_epochs=epochs)
 
     def _patches_in_a_step(self) -> int:
-        assert self._patches_per_step is not None, "the first micro-batch sets the number of patches in a step"
+        assert self._patches_per_step is not None, (
+            "the first micro-batch sets the number of patches in a step"
+        )
         return self._patches_per_step
 
     def _patches_done(self) -> int:
@@ -301,7 +312,9 @@ class DINO(pl.LightningModule):
     def _total_steps(self) -> int:
         total = self.trainer.max_steps
         if total < 1:
-            raise ValueError(f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it")
+            raise ValueError(
+                f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it"
+            )
         return total
 
 

@@ -5,13 +5,16 @@ Legend of shape suffixes: B samples, D embedding dimension, N bottleneck dimensi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 
 class WeightNormLinear(nn.Module):
-    """Linear layer without bias whose row k is `weight_g[k] * weight_v[k] / |weight_v[k]|` (arXiv 1602.07868).
+    """Linear layer without bias whose row k is `weight_g[k] * weight_v[k] / |weight_v[k]|` (arXiv
+    1602.07868).
 
     The parameters keep the names and shapes of the DINO reference, so that its checkpoints load unchanged.
     """
@@ -25,11 +28,12 @@ class WeightNormLinear(nn.Module):
     def forward(self, x_BN: Tensor) -> Tensor:
         """Maps (B, N) to (B, K)."""
         norm_K1 = self.weight_v.norm(dim=1, keepdim=True)
-        return F.linear(x_BN, self.weight_v * (self.weight_g / norm_K1))
+        return nnf.linear(x_BN, self.weight_v * (self.weight_g / norm_K1))
 
 
 class DINOHead(nn.Module):
-    """Projection head of DINO: GELU MLP, L2 norm, weight-normalised prototypes (arXiv 2104.14294, appendix C).
+    """Projection head of DINO: GELU MLP, L2 norm, weight-normalised prototypes (arXiv 2104.14294, appendix
+    C).
 
     Args:
         in_dim: embedding dimension D.
@@ -37,7 +41,8 @@ class DINOHead(nn.Module):
         hidden_dim: width of the MLP.
         bottleneck_dim: dimension N in which the prototypes live.
         nlayers: number of linear layers of the MLP, at least 1.
-        norm_last_layer: keep the length of every prototype at 1 (`weight_g` fixed). Advised for larger backbones.
+        norm_last_layer: keep the length of every prototype at 1 (`weight_g` fixed). Advised for larger
+            backbones.
         use_bn: batch normalisation after every hidden layer.
 
     Raises:
@@ -64,7 +69,7 @@ class DINOHead(nn.Module):
         else:
             widths = [in_dim] + [hidden_dim] * (nlayers - 1)
             layers: list[nn.Module] = []
-            for width, next_width in zip(widths, widths[1:], strict=False):
+            for width, next_width in pairwise(widths):
                 layers.append(nn.Linear(width, next_width))
                 if use_bn:
                     layers.append(nn.BatchNorm1d(next_width))
@@ -76,7 +81,7 @@ class DINOHead(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Maps embeddings (B, D) to prototype logits (B, K)."""
-        logits_BK: Tensor = self.last_layer(F.normalize(self.mlp(x_BD), dim=-1))
+        logits_BK: Tensor = self.last_layer(nnf.normalize(self.mlp(x_BD), dim=-1))
         return logits_BK
 
 

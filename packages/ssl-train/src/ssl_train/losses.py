@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 N_GLOBALS = 2
@@ -19,8 +19,9 @@ N_GLOBALS = 2
 class DINOLoss(nn.Module):
     """Cross-view cross-entropy with a running centre of the teacher's logits.
 
-    `forward` uses the centre as it is. `observe` gathers teacher logits and `update_center` folds everything gathered
-    since the last update into the centre: once a step, so micro-batches give the centre of the whole batch.
+    `forward` uses the centre as it is. `observe` gathers teacher logits and `update_center` folds everything
+    gathered since the last update into the centre: once a step, so micro-batches give the centre of the
+    whole batch.
 
     Args:
         out_dim: number of prototypes K.
@@ -38,6 +39,7 @@ class DINOLoss(nn.Module):
             raise ValueError(f"student_temp {student_temp}: must be above 0")
         if not 0 <= center_momentum <= 1:
             raise ValueError(f"center_momentum {center_momentum}: must be between 0 and 1")
+        self.out_dim = out_dim
         self.student_temp = student_temp
         self.center_momentum = center_momentum
         self.register_buffer("center", torch.zeros(1, out_dim))
@@ -57,7 +59,7 @@ class DINOLoss(nn.Module):
             A scalar in float32 or better.
         """
         dtype = torch.promote_types(student_CBK.dtype, torch.float32)
-        log_p_CBK = F.log_softmax(student_CBK.to(dtype) / self.student_temp, dim=-1)
+        log_p_CBK = nnf.log_softmax(student_CBK.to(dtype) / self.student_temp, dim=-1)
         q_2BK = self.teacher_probabilities(teacher_2BK, teacher_temp=teacher_temp)
         n_crops = len(student_CBK)
         # The sum over all pairs minus the pairs of a crop with itself: one product instead of 2C - 2.
@@ -68,7 +70,7 @@ class DINOLoss(nn.Module):
     def teacher_probabilities(self, teacher_2BK: Tensor, *, teacher_temp: float) -> Tensor:
         """The centred and sharpened distribution of the teacher, without gradient; shape as given."""
         dtype = torch.promote_types(teacher_2BK.dtype, torch.float32)
-        return F.softmax((teacher_2BK.detach().to(dtype) - self.center) / teacher_temp, dim=-1)
+        return nnf.softmax((teacher_2BK.detach().to(dtype) - self.center) / teacher_temp, dim=-1)
 
     @torch.no_grad()
     def observe(self, teacher_2BK: Tensor) -> None:

@@ -15,7 +15,8 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     Names that end in `.bias` and tensors of one dimension do not decay; `cls_token` and `pos_embed` do
     (DINO reference, utils.py, get_params_groups). Parameters without gradient are left out.
     """
-    decayed, undecayed = [], []
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (undecayed if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)

@@ -1,7 +1,8 @@
 """Which linear map does a crop-and-resize, and which does a blur, apply along one axis?
 
-Both are separable, so a whole batch of crops of one size is two batched matrix products. The matrices reproduce
-Pillow: bicubic with antialiasing, and its Gaussian blur made of three box blurs. The caller applies them.
+Both are separable, so a whole batch of crops of one size is two batched matrix products. The matrices
+reproduce Pillow: bicubic with antialiasing, and its Gaussian blur made of three box blurs. The caller
+applies them.
 
 Legend of shape suffixes: N crops, S output pixels, L input pixels.
 """
@@ -16,11 +17,13 @@ from torch import Tensor
 BOX_PASSES = 3
 
 
-def crop_resize_matrix(*, start_N: Tensor, length_N: Tensor, flip_N: Tensor, in_size: int, out_size: int) -> Tensor:
+def crop_resize_matrix(
+    *, start_N: Tensor, length_N: Tensor, flip_N: Tensor, in_size: int, out_size: int
+) -> Tensor:
     """Matrices that cut `[start, start + length)` out of an axis and resize it to `out_size`, (N, S, L).
 
-    Keys' bicubic kernel with a = -0.5, widened by the scale where the crop shrinks; samples outside the crop are left
-    out and the weights normalised, as Pillow and torchvision (antialias=True) do.
+    Keys' bicubic kernel with a = -0.5, widened by the scale where the crop shrinks; samples outside the crop
+    are left out and the weights normalised, as Pillow and torchvision (antialias=True) do.
 
     Args:
         start_N: first pixel of the crop, float (N,).
@@ -56,14 +59,18 @@ def blur_matrix(*, radius_N: Tensor, size: int) -> Tensor:
         size: pixels of the axis.
     """
     once = box_blur_matrix(radius_N=radius_N, size=size)
-    return torch.linalg.matrix_power(once, BOX_PASSES)
+    result = once
+    for _ in range(BOX_PASSES - 1):
+        result = result @ once
+    return result
 
 
 def box_blur_matrix(*, radius_N: Tensor, size: int) -> Tensor:
     """Matrices of one of the box blurs that make a Gaussian blur, (N, size, size).
 
-    Pillow approximates a Gaussian by box blurs of fractional radius and repeats the border pixels in each (Gwosdek et
-    al., Theoretical foundations of Gaussian convolution by extended box filtering, 2011, equations 7, 11, 14).
+    Pillow approximates a Gaussian by box blurs of fractional radius and repeats the border pixels in each
+    (Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, 2011,
+    equations 7, 11, 14).
 
     Args:
         radius_N: standard deviation of the Gaussian in pixels, float (N,), above 0.

@@ -20,7 +20,8 @@ def cosine(
 ) -> float:
     """Linear warm-up from `warmup_start` to `base`, then half a cosine from `base` towards `final`.
 
-    As in the DINO reference (utils.py, cosine_scheduler): the warm-up holds both of its end points, so step 0 has
+    As in the DINO reference (utils.py, cosine_scheduler): the warm-up holds both of its end points, so step
+    0 has
     `warmup_start` and both the last warm-up step and the first cosine step have `base`; `final` is what step
     `total_steps` would have, so the last step stays a little above it.
 
