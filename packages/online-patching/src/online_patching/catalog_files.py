@@ -99,7 +99,7 @@ class CatalogFolder:
             filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
             partial = f"{path}.{uuid.uuid4().hex}.partial"
             filesystem.pipe_file(partial, data)
-            os.replace(partial, path)  # noqa: PTH105 (fsspec speaks in strings)
+            os.replace(partial, path)
         except Exception as error:
             raise storage_error(join_url(self.url, *names), error) from error
 
