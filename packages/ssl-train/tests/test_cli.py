@@ -165,12 +165,8 @@ def test_files_that_are_none_end_in_one_line(
 
 
 def test_masking_reaches_only_storage_options() -> None:
-    config = {
-        "key": "kept",
-        "streams": [{"storage_options": {"sas_token": "x", "region": "eu", "key": None}}],
-    }
-    masked = {
-        "key": "kept",
-        "streams": [{"storage_options": {"sas_token": "***", "region": "eu", "key": None}}],
-    }
-    assert cli.mask_secrets(config) == masked
+    def config(secret: str) -> dict[str, Any]:
+        options = {"sas_token": secret, "region": "eu", "key": None}
+        return {"key": "kept", "streams": [{"storage_options": options, "slide_storage_options": options}]}
+
+    assert cli.mask_secrets(config("x")) == config("***")

@@ -70,14 +70,14 @@ class MaskedSaveConfig(SaveConfigCallback):
 
 
 def mask_secrets(config: Any, *, inside_storage_options: bool = False) -> Any:
-    """The config with every credential-like value under a `storage_options` replaced by `***`."""
+    """The config with every credential-like value under `*storage_options` replaced by `***`."""
     if isinstance(config, list):
         return [mask_secrets(item, inside_storage_options=inside_storage_options) for item in config]
     if not isinstance(config, dict):
         return config
     masked = {}
     for name, value in config.items():
-        inside = inside_storage_options or name == "storage_options"
+        inside = inside_storage_options or str(name).endswith("storage_options")
         hidden = inside_storage_options and _SECRET.search(str(name)) and value is not None
         masked[name] = _MASK if hidden else mask_secrets(value, inside_storage_options=inside)
     return masked
