@@ -141,6 +141,8 @@ def test_the_baseline_is_the_start_of_the_run(
         (["--model.init_args.nope=1"], "nope"),
         (["--data.batch_size=0"], "batch_size"),
         (["--data.stream.init_args.fail_at=6"], "slide s6: bucket unreachable"),
+        (["--data.stream.init_args.fail_at=6", "--data.num_workers=1"], "slide s6: bucket unreachable"),
+        (["--data.stream.init_args.size_px=0"], "size_px 0"),
         (["--trainer.max_steps=1"], "raise max_steps"),
         (["--ckpt_path=absent.ckpt"], "absent.ckpt"),
     ],
