@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line, without jsonargparse's dump of the config or a worker's traceback."""
+    """The message as one line, without jsonargparse's dump of the config or a worker's traceback."""
     message = str(error).strip()
     if "Original Traceback" in message:
         message = message.splitlines()[-1]
