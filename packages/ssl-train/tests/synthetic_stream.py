@@ -10,6 +10,10 @@ from typing import Any, Self
 import numpy as np
 
 
+class StreamError(Exception):
+    """Streams have exceptions of their own."""
+
+
 class SyntheticStream:
     """Counts what it serves from its position on; `fail_at` raises at that sample."""
 
@@ -22,6 +26,8 @@ class SyntheticStream:
         fail_at: int | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
+        if size_px < 1:
+            raise StreamError(f"size_px {size_px}: must be at least 1")
         self.size_px = size_px
         self.seed = seed
         self.fail_at = fail_at
@@ -36,7 +42,7 @@ class SyntheticStream:
             start = batch * size + rank * share
             for index in range(start, start + share):
                 if index == self.fail_at:
-                    raise OSError(f"slide s{index}: bucket unreachable")
+                    raise StreamError(f"slide s{index}: bucket unreachable")
                 generator = np.random.default_rng([self.seed, index])
                 noise = generator.integers(0, 128, (self.size_px, self.size_px, 3))
                 tint = generator.integers(0, 128, 3)

@@ -141,6 +141,8 @@ def test_the_baseline_is_the_start_of_the_run(
         (["--model.init_args.nope=1"], "nope"),
         (["--data.batch_size=0"], "batch_size"),
         (["--data.stream.init_args.fail_at=6"], "slide s6: bucket unreachable"),
+        (["--data.stream.init_args.fail_at=6", "--data.num_workers=1"], "slide s6: bucket unreachable"),
+        (["--data.stream.init_args.size_px=0"], "size_px 0"),
         (["--trainer.max_steps=1"], "raise max_steps"),
         (["--ckpt_path=absent.ckpt"], "absent.ckpt"),
     ],
@@ -165,12 +167,8 @@ def test_files_that_are_none_end_in_one_line(
 
 
 def test_masking_reaches_only_storage_options() -> None:
-    config = {
-        "key": "kept",
-        "streams": [{"storage_options": {"sas_token": "x", "region": "eu", "key": None}}],
-    }
-    masked = {
-        "key": "kept",
-        "streams": [{"storage_options": {"sas_token": "***", "region": "eu", "key": None}}],
-    }
-    assert cli.mask_secrets(config) == masked
+    def config(secret: str) -> dict[str, Any]:
+        options = {"sas_token": secret, "region": "eu", "key": None}
+        return {"key": "kept", "streams": [{"storage_options": options, "slide_storage_options": options}]}
+
+    assert cli.mask_secrets(config("x")) == config("***")

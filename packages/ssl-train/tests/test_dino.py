@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from ssl_train import DINO, StepCheckpoint
+from ssl_train import DINO, MultiCrop, StepCheckpoint
 
 Make = Callable[..., Any]
 
@@ -85,6 +85,26 @@ def test_frozen_prototypes_do_not_move(make_dino: Make, make_data: Make, make_tr
         make_trainer(max_steps=4).fit(model, make_data())
     assert torch.equal(frozen.student.head.last_layer.weight_v, before)
     assert not torch.equal(free.student.head.last_layer.weight_v, before)
+
+
+def test_training_works_without_local_crops(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
+    model = make_dino(crops=MultiCrop(global_size_px=32, local_size_px=16, n_locals=0), warmup_epochs=0)
+    before = weights(model)
+    make_trainer(max_steps=2).fit(model, make_data())
+    name = "teacher.backbone.blocks.0.attn.qkv.weight"
+    assert torch.isfinite(weights(model)[name]).all()
+    assert not torch.equal(weights(model)[name], before[name])
+
+
+def test_batch_normalisation_in_the_head_trains_on_the_batch(
+    make_dino: Make, make_data: Make, make_trainer: Make
+) -> None:
+    """As in the reference: only the teacher's backbone is in evaluation mode; one pass of the head a step."""
+    model = make_dino(head_use_bn=True, warmup_epochs=0)
+    make_trainer(max_steps=2).fit(model, make_data())
+    assert model.teacher.head.training
+    assert not model.teacher.backbone.training
+    assert model.student.head.mlp[1].num_batches_tracked == 2
 
 
 def test_the_initial_weights_depend_on_the_seed_only(make_dino: Make) -> None:

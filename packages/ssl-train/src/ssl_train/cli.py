@@ -12,14 +12,12 @@ import re
 import sys
 import warnings
 import zipfile
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
@@ -31,8 +29,8 @@ from ssl_train.dino import DINO
 
 _SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas|auth", re.IGNORECASE)
 _MASK = "***"
-# What a mistake in a config, a file or a stream raises; anything else is a bug and shows its traceback.
-USER_ERRORS = (ValueError, OSError, RuntimeError, ArgumentError, MisconfigurationException)
+# Errors that no config, file or stream causes: they show their traceback. Everything else is one line.
+_BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, NotImplementedError, TypeError)
 
 
 class SSLTrainer(pl.Trainer):
@@ -70,14 +68,14 @@ class MaskedSaveConfig(SaveConfigCallback):
 
 
 def mask_secrets(config: Any, *, inside_storage_options: bool = False) -> Any:
-    """The config with every credential-like value under a `storage_options` replaced by `***`."""
+    """The config with every credential-like value under `*storage_options` replaced by `***`."""
     if isinstance(config, list):
         return [mask_secrets(item, inside_storage_options=inside_storage_options) for item in config]
     if not isinstance(config, dict):
         return config
     masked = {}
     for name, value in config.items():
-        inside = inside_storage_options or name == "storage_options"
+        inside = inside_storage_options or str(name).endswith("storage_options")
         hidden = inside_storage_options and _SECRET.search(str(name)) and value is not None
         masked[name] = _MASK if hidden else mask_secrets(value, inside_storage_options=inside)
     return masked
@@ -186,13 +184,18 @@ def main() -> None:
     except KeyboardInterrupt:
         print("ssl-train: interrupted", file=sys.stderr)
         sys.exit(130)
-    except USER_ERRORS as error:
+    except _BUGS:
+        raise
+    except Exception as error:
         print(f"ssl-train: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error as one line, without the dump of the config that jsonargparse adds to it."""
-    text = " ".join(str(error).split())
+    """The message as one line, without jsonargparse's dump of the config or a worker's traceback."""
+    message = str(error).strip()
+    if "Original Traceback" in message:
+        message = message.splitlines()[-1]
+    text = " ".join(message.split())
     cause = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'> Given value", text)
     return cause.group(1) if cause else text

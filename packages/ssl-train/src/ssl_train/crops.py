@@ -289,7 +289,8 @@ class MultiCrop:
         crops = crops.div_(colour.WHITE)
         crops -= torch.tensor(self.mean, device=crops.device)[:, None, None]
         crops /= torch.tensor(self.std, device=crops.device)[:, None, None]
-        views_first = crops.reshape(len(images), -1, *crops.shape[1:]).transpose(0, 1)
+        n_views = len(crops) // len(images)
+        views_first = crops.reshape(len(images), n_views, *crops.shape[1:]).transpose(0, 1)
         return views_first.contiguous()
 
 
