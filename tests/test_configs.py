@@ -21,9 +21,7 @@ def test_every_config_belongs_to_a_command() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("ssl/*.yaml")), ids=lambda path: path.stem)
-def test_ssl_configs_parse(
-    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ssl_configs_parse(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ssl-train", "fit", "--config", str(path), "--print_config"])
     with pytest.raises(SystemExit) as ended:
         ssl_cli.run()

@@ -49,9 +49,7 @@ class SyntheticStream:
                 yield {"image": (noise + tint).astype(np.uint8), "index": index, "slide_id": f"s{index % 3}"}
             batch += num_workers
 
-    def shard(
-        self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
-    ) -> Self:
+    def shard(self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int) -> Self:
         shard = copy.copy(self)
         shard._shard = (global_batch_size, rank, world_size, worker, num_workers)
         return shard

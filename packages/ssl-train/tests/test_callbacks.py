@@ -53,9 +53,7 @@ def test_checkpoints_at_their_steps_and_at_the_end(
     make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Any
 ) -> None:
     callbacks: list[pl.Callback] = [StepCheckpoint(every_n_steps=3, keep_every_n_steps=2)]
-    trainer = make_trainer(
-        max_steps=5, callbacks=callbacks, enable_checkpointing=True, accumulate_grad_batches=2
-    )
+    trainer = make_trainer(max_steps=5, callbacks=callbacks, enable_checkpointing=True, accumulate_grad_batches=2)
     trainer.fit(make_dino(), make_data(batch_size=2))
     folder = tmp_path / "checkpoints"
     names = sorted(path.name for path in folder.iterdir())

@@ -71,9 +71,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *
     with pytest.raises(SystemExit) as stop:
         main(monkeypatch, *arguments)
     assert stop.value.code == 1
-    lines = [
-        line for line in capsys.readouterr().err.splitlines() if "train dino" not in line and line.strip()
-    ]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "train dino" not in line and line.strip()]
     assert len(lines) == 1, lines
     assert lines[0].startswith("ssl-train: ")
     return lines[0]
@@ -120,9 +118,7 @@ def test_fit_then_export(
     assert all(torch.equal(tensor, kept[name]) for name, tensor in again.items())
 
 
-def test_the_baseline_is_the_start_of_the_run(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_baseline_is_the_start_of_the_run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a learning rate of 0 the trained export equals the untrained one."""
     still = ["--model.init_args.base_learning_rate=0", "--model.init_args.min_learning_rate=0"]
     main(monkeypatch, "fit", "--config", str(config), *still)

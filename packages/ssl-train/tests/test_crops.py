@@ -21,9 +21,7 @@ VIEWS = [
 
 
 def drawn(indices: list[int], *, seed: int = 0, dihedral: bool = False) -> CropParameters:
-    return draw(
-        indices, seed=seed, patch_size_px=(60, 48), views=VIEWS, colours=GREY_COLOURS, dihedral=dihedral
-    )
+    return draw(indices, seed=seed, patch_size_px=(60, 48), views=VIEWS, colours=GREY_COLOURS, dihedral=dihedral)
 
 
 def plain(**changes: object) -> CropParameters:
@@ -133,9 +131,7 @@ def test_grey_and_solarise_equal_pillow() -> None:
     patch = smooth_patch()
     crops = torch.stack([as_float(patch)] * 2)
     parameters = [plain(greys=[True]), plain(solarises=[True])]
-    both = CropParameters(
-        *(np.concatenate([getattr(p, f.name) for p in parameters]) for f in fields(CropParameters))
-    )
+    both = CropParameters(*(np.concatenate([getattr(p, f.name) for p in parameters]) for f in fields(CropParameters)))
     recolour(crops, both)
     grey = Image.fromarray(patch).convert("L").convert("RGB")
     assert (crops[0] - as_float(grey)).abs().max() <= 0.51

@@ -21,9 +21,7 @@ def indices_of(data: PatchData, n: int, **trainer: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_batches_are_the_same_for_any_number_of_workers(
-    make_data: Callable[..., PatchData], num_workers: int
-) -> None:
+def test_batches_are_the_same_for_any_number_of_workers(make_data: Callable[..., PatchData], num_workers: int) -> None:
     got = indices_of(make_data(num_workers=num_workers), 5)
     assert got == [list(range(4 * b, 4 * b + 4)) for b in range(5)]
 
@@ -56,9 +54,7 @@ def test_batches_are_uint8_tensors(make_data: Callable[..., PatchData]) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_error_of_the_stream_reaches_the_trainer(
-    make_data: Callable[..., PatchData], num_workers: int
-) -> None:
+def test_an_error_of_the_stream_reaches_the_trainer(make_data: Callable[..., PatchData], num_workers: int) -> None:
     with pytest.raises(Exception, match="slide s6: bucket unreachable"):
         indices_of(make_data(fail_at=6, num_workers=num_workers), 3)
 

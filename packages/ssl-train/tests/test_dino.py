@@ -118,9 +118,7 @@ def test_the_initial_weights_depend_on_the_seed_only(make_dino: Make) -> None:
         assert torch.equal(a, b)
 
 
-def test_the_learning_rate_scales_with_the_real_batch(
-    make_dino: Make, make_data: Make, make_trainer: Make
-) -> None:
+def test_the_learning_rate_scales_with_the_real_batch(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
     model = make_dino(base_learning_rate=0.256, warmup_epochs=0)
     rates: list[float] = []
 
@@ -128,9 +126,7 @@ def test_the_learning_rate_scales_with_the_real_batch(
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    make_trainer(max_steps=1, accumulate_grad_batches=2, callbacks=[Spy()]).fit(
-        model, make_data(batch_size=4)
-    )
+    make_trainer(max_steps=1, accumulate_grad_batches=2, callbacks=[Spy()]).fit(model, make_data(batch_size=4))
     assert rates == pytest.approx([0.008, 0.008])
 
 

@@ -78,9 +78,7 @@ def check_head(hyper: dict[str, Any], t: Tensors, case: dict[str, Any]) -> None:
         assert p.requires_grad == (name not in case.get("frozen_parameters", []))
 
 
-def run_loss(
-    hyper: dict[str, Any], student_logits: Tensor, teacher_logits: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def run_loss(hyper: dict[str, Any], student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     loss = DINOLoss(out_dim=hyper["out_dim"], student_temp=hyper["student_temp"]).double()
     losses, centers, gradients = [], [], []
     for call, epoch in enumerate(hyper["epochs"]):
@@ -198,9 +196,7 @@ class Recorder(pl.Callback):
         gradients = [p.grad for p in pl_module.student.parameters() if p.grad is not None]
         self.norms.append(torch.stack([g.norm() for g in gradients]))
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.losses.append(outputs["loss"].detach())
         self.centers.append(pl_module.loss.center.clone())
 
@@ -249,9 +245,7 @@ def check_train_steps(
         for step in range(hyper["steps"])
     ]
     recorder = Recorder()
-    trainer = make_trainer(
-        precision="64-true", max_steps=hyper["epochs"] * hyper["niter"], callbacks=[recorder]
-    )
+    trainer = make_trainer(precision="64-true", max_steps=hyper["epochs"] * hyper["niter"], callbacks=[recorder])
     trainer.fit(model, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     assert trainer.global_step == hyper["steps"]
     assert_close(torch.stack(recorder.losses), t, "loss")

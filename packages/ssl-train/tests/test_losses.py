@@ -28,9 +28,7 @@ def test_equals_the_sum_over_pairs_of_different_crops() -> None:
 
 def test_equal_outputs_give_ln_k() -> None:
     loss = DINOLoss(out_dim=16)
-    assert float(loss(torch.zeros(4, 2, 16), torch.zeros(2, 2, 16), teacher_temp=0.04)) == pytest.approx(
-        math.log(16)
-    )
+    assert float(loss(torch.zeros(4, 2, 16), torch.zeros(2, 2, 16), teacher_temp=0.04)) == pytest.approx(math.log(16))
 
 
 def test_micro_batches_give_the_centre_of_the_whole_batch() -> None:

@@ -19,9 +19,7 @@ def test_warm_up_holds_both_ends() -> None:
 @given(st.integers(1, 500), st.data())
 def test_cosine_stays_between_its_ends_and_falls_after_the_warm_up(total: int, data: st.DataObject) -> None:
     warmup = data.draw(st.integers(0, total))
-    values = [
-        cosine(i, base=0.4, final=0.04, total_steps=total, warmup_steps=warmup) for i in range(total + 1)
-    ]
+    values = [cosine(i, base=0.4, final=0.04, total_steps=total, warmup_steps=warmup) for i in range(total + 1)]
     assert all(0 <= v <= 0.4 for v in values)
     after = values[warmup:]
     assert all(a >= b for a, b in pairwise(after))

@@ -39,9 +39,7 @@ def create_backbone(architecture: str, *, drop_path_rate: float = 0.0, **kwargs:
             f"see timm.list_models('vit_*'){', for example ' + ', '.join(close) if close else ''}"
         )
     if "pretrained" in kwargs:
-        raise ValueError(
-            "architecture_kwargs 'pretrained': not accepted; give init_weights a local file instead"
-        )
+        raise ValueError("architecture_kwargs 'pretrained': not accepted; give init_weights a local file instead")
     try:
         model = timm.create_model(
             architecture,
@@ -52,8 +50,7 @@ def create_backbone(architecture: str, *, drop_path_rate: float = 0.0, **kwargs:
     except (TypeError, AssertionError, RuntimeError, ValueError) as error:
         allowed = ", ".join(list(inspect.signature(VisionTransformer).parameters)[:12])
         raise ValueError(
-            f"architecture {architecture!r} with {kwargs}: timm refuses it ({error}); "
-            f"arguments are {allowed}, ..."
+            f"architecture {architecture!r} with {kwargs}: timm refuses it ({error}); arguments are {allowed}, ..."
         ) from error
     if not isinstance(model, VisionTransformer) or not model.has_class_token or model.pos_embed is None:
         raise ValueError(
@@ -83,19 +80,13 @@ def load_initial_weights(backbone: VisionTransformer, path: str) -> None:
     source = Path(path)
     if source.is_dir():
         if not (source / "backbone.json").is_file():
-            raise ValueError(
-                f"init_weights {path}: no backbone.json inside, so the folder is not a whole checkpoint"
-            )
+            raise ValueError(f"init_weights {path}: no backbone.json inside, so the folder is not a whole checkpoint")
         version = json.loads((source / "backbone.json").read_text()).get("format_version")
         if version != 1:
-            raise ValueError(
-                f"init_weights {path}: format_version {version}; this version reads 1, update ssl-train"
-            )
+            raise ValueError(f"init_weights {path}: format_version {version}; this version reads 1, update ssl-train")
         source = source / "backbone.safetensors"
     if not source.is_file():
-        raise ValueError(
-            f"init_weights {path}: no such file; give a checkpoint folder or a .safetensors file"
-        )
+        raise ValueError(f"init_weights {path}: no such file; give a checkpoint folder or a .safetensors file")
     try:
         if source.suffix == ".safetensors":
             state = load_file(source)
@@ -107,9 +98,7 @@ def load_initial_weights(backbone: VisionTransformer, path: str) -> None:
         raise ValueError(f"init_weights {path}: does not fit the backbone ({reason})") from error
 
 
-def embed_cls(
-    backbone: VisionTransformer, images: Tensor, *, position_interpolation: PositionInterpolation
-) -> Tensor:
+def embed_cls(backbone: VisionTransformer, images: Tensor, *, position_interpolation: PositionInterpolation) -> Tensor:
     """CLS embedding after the final norm of float images (B, 3, H, W); returns (B, D).
 
     At the native size both ways of position interpolation are the same. `timm` resizes to the exact grid with

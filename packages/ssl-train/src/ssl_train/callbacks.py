@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_warn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from ssl_train.losses import DINOLoss
 
@@ -51,9 +51,7 @@ class StageProgressBar(ProgressBar):
         if steps:
             metrics = trainer.callback_metrics
             shown = {"loss": metrics.get("loss"), "images/s": metrics.get("images_per_second")}
-            self._bar.set_postfix(
-                {k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False
-            )
+            self._bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False)
             self._bar.update(steps)
 
     def on_train_end(self, *_: Any) -> None:
@@ -140,8 +138,7 @@ class CollapseMonitor(Callback):
         loss, std = float(metrics["loss"]), float(metrics["teacher_std"])
         if not math.isfinite(loss):
             raise ValueError(
-                f"step {trainer.global_step}: the loss is {loss}; lower base_learning_rate, or use bf16 "
-                "instead of fp16"
+                f"step {trainer.global_step}: the loss is {loss}; lower base_learning_rate, or use bf16 instead of fp16"
             )
         stuck = abs(loss - uniform) < self._tolerance * uniform or std < self._tolerance
         self._suspicious = self._suspicious + 1 if stuck else 0

@@ -63,9 +63,7 @@ def export_folder(model: DINO, folder: str | Path, *, step: int, mpp: list[float
             "mpp": mpp,
             "method": model.method,
             "step": step,
-            "versions": {
-                name: _version(name) for name in ("ssl-train", "torch", "timm", "pytorch-lightning")
-            },
+            "versions": {name: _version(name) for name in ("ssl-train", "torch", "timm", "pytorch-lightning")},
             "git_commit": _git_commit(),
             "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         }
@@ -84,9 +82,7 @@ def load_training_checkpoint(model: pl.LightningModule, path: str | Path) -> int
         ValueError: no such file, an unreadable one, or one of another model.
     """
     if not Path(path).is_file():
-        raise ValueError(
-            f"checkpoint {path}: no such file; fit writes <default_root_dir>/checkpoints/last.ckpt"
-        )
+        raise ValueError(f"checkpoint {path}: no such file; fit writes <default_root_dir>/checkpoints/last.ckpt")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(checkpoint["state_dict"])

@@ -125,9 +125,7 @@ class SSLCLI(LightningCLI):
         """Checks the file only: checkpoints hold no hyperparameters, the config says everything."""
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise ValueError(
-                f"checkpoint {path}: not a checkpoint, or cut short; give one that fit has written"
-            )
+            raise ValueError(f"checkpoint {path}: not a checkpoint, or cut short; give one that fit has written")
 
     def export(self, *, model: DINO, output: str, ckpt_path: str | None) -> None:
         """Writes the checkpoint folder."""

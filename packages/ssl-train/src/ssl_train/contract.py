@@ -20,9 +20,7 @@ class PatchStream(Protocol):
         """Yields this share's samples from the stream's position on."""
         ...
 
-    def shard(
-        self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
-    ) -> Self:
+    def shard(self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int) -> Self:
         """The share of one worker of one rank.
 
         Global batch b holds samples `b * B ... b * B + B - 1`; rank r takes its contiguous part; worker w of

@@ -264,8 +264,7 @@ class MultiCrop:
         """
         if patches.dtype != torch.uint8 or patches.ndim != 4 or patches.shape[-1] != 3:
             raise ValueError(
-                f"patches must be uint8 (B, H, W, 3), got {patches.dtype} {tuple(patches.shape)}; "
-                "check the stream"
+                f"patches must be uint8 (B, H, W, 3), got {patches.dtype} {tuple(patches.shape)}; check the stream"
             )
         drawn = draw(
             [int(i) for i in indices.tolist()],

@@ -135,8 +135,7 @@ class PatchData(pl.LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(
-                "data: batch_size must be at least 1 and num_workers at least 0, got "
-                f"{batch_size} and {num_workers}"
+                f"data: batch_size must be at least 1 and num_workers at least 0, got {batch_size} and {num_workers}"
             )
         self.stream = stream
         self.batch_size = batch_size

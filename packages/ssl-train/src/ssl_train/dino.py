@@ -169,12 +169,8 @@ class DINO(pl.LightningModule):
         self._freeze_last_layer_epochs = freeze_last_layer_epochs
         self._patches_per_step: int | None = None
 
-    def _network(
-        self, drop_path_rate: float, position_interpolation: PositionInterpolation, **head: Any
-    ) -> Network:
-        backbone = create_backbone(
-            self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs
-        )
+    def _network(self, drop_path_rate: float, position_interpolation: PositionInterpolation, **head: Any) -> Network:
+        backbone = create_backbone(self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs)
         return Network(
             backbone=backbone,
             head=DINOHead(in_dim=backbone.embed_dim, **head),
@@ -194,7 +190,7 @@ class DINO(pl.LightningModule):
         """Teacher embeddings (B, D) of normalised float images (B, 3, H, W)."""
         return self.teacher.embed(images)
 
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Sets the rates of this step; all micro-batches of a step agree on them."""
         if self._patches_per_step is None:
             per_rank = len(batch["image"]) * self.trainer.accumulate_grad_batches
@@ -254,9 +250,7 @@ class DINO(pl.LightningModule):
         step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.loss.update_center()
-        momentum = schedules.cosine(
-            step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps()
-        )
+        momentum = schedules.cosine(step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps())
         update_teacher(student=self.student, teacher=self.teacher, momentum=momentum)
 
     def _rates(self, step: int) -> tuple[float, float]:
@@ -275,9 +269,9 @@ class DINO(pl.LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: torch.optim.Optimizer,  # noqa: ARG002 - Lightning's signature
+        optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips tensor by tensor, then takes the gradients of a frozen last layer away.
 
@@ -301,9 +295,7 @@ class DINO(pl.LightningModule):
         return schedules.teacher_temperature(epoch, warmup=warmup, final=final, warmup_epochs=epochs)
 
     def _patches_in_a_step(self) -> int:
-        assert self._patches_per_step is not None, (
-            "the first micro-batch sets the number of patches in a step"
-        )
+        assert self._patches_per_step is not None, "the first micro-batch sets the number of patches in a step"
         return self._patches_per_step
 
     def _patches_done(self) -> int:
@@ -312,9 +304,7 @@ class DINO(pl.LightningModule):
     def _total_steps(self) -> int:
         total = self.trainer.max_steps
         if total < 1:
-            raise ValueError(
-                f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it"
-            )
+            raise ValueError(f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it")
         return total
 
 

@@ -17,9 +17,7 @@ from torch import Tensor
 BOX_PASSES = 3
 
 
-def crop_resize_matrix(
-    *, start_N: Tensor, length_N: Tensor, flip_N: Tensor, in_size: int, out_size: int
-) -> Tensor:
+def crop_resize_matrix(*, start_N: Tensor, length_N: Tensor, flip_N: Tensor, in_size: int, out_size: int) -> Tensor:
     """Matrices that cut `[start, start + length)` out of an axis and resize it to `out_size`, (N, S, L).
 
     Keys' bicubic kernel with a = -0.5, widened by the scale where the crop shrinks; samples outside the crop
