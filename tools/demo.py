@@ -118,6 +118,7 @@ def _train_and_evaluate(arguments: argparse.Namespace, seed: int) -> list[Path]:
     shutil.rmtree(run, ignore_errors=True)
     common = ["--config", arguments.config, f"--seed_everything={seed}"]
     common.append(f"--data.stream.init_args.catalog={output / 'catalog'}")
+    common.append(f"--data.stream.init_args.seed={seed}")
     _run("ssl-train", "export", *common, "--output", run / "random")
     _run("ssl-train", "fit", *common, f"--trainer.default_root_dir={run}")
     checkpoint = run / "checkpoints" / "last.ckpt"
