@@ -25,7 +25,7 @@ $(UV):
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 .venv/.synced: $(UV) uv.lock pyproject.toml $(wildcard packages/*/pyproject.toml)
-	$(UV) sync --locked --group dev
+	$(UV) sync --locked --group dev --compile-bytecode
 	@touch $@
 
 demo: setup ## the main job: slides in a bucket -> catalog -> DINO -> evaluation -> demo/report.html

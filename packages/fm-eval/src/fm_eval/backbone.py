@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from fm_eval.checkpoint import load_state_dict, read_checkpoint_folder
 from fm_eval.errors import BackboneError
+
+# timm is imported where a model of its own is built: it costs seconds, and reports and class paths do without.
 
 Pooling = Literal["cls", "cls+mean", "mean"]
 
@@ -153,7 +153,7 @@ def load_backbone(
     """Build a backbone from a checkpoint folder, a timm name or a class path.
 
     Args:
-        name: an existing folder, a timm architecture, or a dotted path to a class.
+        name: an existing folder, a timm architecture, or the dotted path of a class (its name begins in upper case).
         weights: state dict file for a timm architecture; None gives seeded random weights.
         random_weights: ignore a checkpoint folder's weights and draw random ones: its untrained twin.
         seed: of random weights.
@@ -168,14 +168,16 @@ def load_backbone(
         if weights is not None or args:
             raise BackboneError(f"checkpoint {name}: the folder says it all; weights and args are for timm names")
         return _from_folder(Path(name), random_weights=random_weights, seed=seed, pooling=pooling)
-    if timm.is_model(name.split(".")[0]):
-        return _from_timm(name, args=args, weights=weights, seed=seed, pooling=pooling)
-    if "/" not in name and "." in name:
+    if "/" not in name and name.rpartition(".")[2][:1].isupper():
         if weights is not None or pooling is not None or random_weights:
             raise BackboneError(
                 f"backbone {name}: weights, random_weights and pooling are for timm models; use its args"
             )
         return _from_class(name, args=args)
+    import timm
+
+    if timm.is_model(name.split(".")[0]):
+        return _from_timm(name, args=args, weights=weights, seed=seed, pooling=pooling)
     raise BackboneError(f"backbone {name!r}: no such folder, timm {timm.__version__} architecture or class path")
 
 
@@ -202,6 +204,8 @@ def _from_folder(folder: Path, *, random_weights: bool, seed: int, pooling: Pool
 def _from_timm(
     name: str, *, args: dict[str, Any], weights: str | Path | None, seed: int, pooling: Pooling | None
 ) -> LoadedBackbone:
+    from timm.data.config import resolve_model_data_config
+
     model = _create(name, args, seed=seed)
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     provenance: dict[str, Any] = {"architecture": name, "architecture_kwargs": args}
@@ -244,6 +248,8 @@ def _from_class(class_path: str, *, args: dict[str, Any]) -> LoadedBackbone:
 
 def _create(architecture: str, kwargs: Mapping[str, Any], *, seed: int) -> nn.Module:
     """Build a timm model whose weights depend on the seed alone; the global generator stays as it was."""
+    import timm
+
     if not timm.is_model(architecture.split(".")[0]):
         raise BackboneError(f"backbone: timm {timm.__version__} knows no architecture {architecture!r}")
     with torch.random.fork_rng(devices=[]):

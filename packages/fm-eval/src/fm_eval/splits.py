@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from fm_eval.errors import DatasetError
 
@@ -32,6 +31,9 @@ def make_split(labels: Sequence[str], groups: Sequence[str], *, seed: int) -> li
     Raises:
         DatasetError: a class is in fewer than three groups, so it cannot be in all three splits.
     """
+    # Imported here: most indices bring a split, and this costs seconds.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     groups_of_class = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
     scarce, count = min(groups_of_class.items(), key=lambda item: item[1])
     if count < 3:
