@@ -50,7 +50,7 @@ class SSLTrainer(pl.Trainer):
             output: folder to write.
             ckpt_path: Lightning checkpoint of this config; the seeded initial weights where absent.
         """
-        raise NotImplementedError("SSLCLI.export does the work: it knows the config")
+        raise AssertionError("SSLCLI.export does the work: it knows the config")
 
 
 class MaskedSaveConfig(SaveConfigCallback):
