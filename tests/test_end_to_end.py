@@ -73,3 +73,25 @@ def test_bad_input_is_one_clear_line(repository: Path, tmp_path: Path, arguments
     assert done.returncode == 2
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("index", "reason"),
+    [
+        ("path,label,split\na.png,x,train\n", "group_id"),
+        ("path,label,group_id,split\nmissing.png,x,1,train\n", "missing.png"),
+    ],
+)
+def test_mistakes_in_the_labels_are_found_before_training(
+    repository: Path, material: Path, tmp_path: Path, index: str, reason: str
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "index.csv").write_text(index)
+    output = tmp_path / "out"
+    options = ["--eval", tmp_path / "labels", "--config", material / "ssl.yaml", "--output", output]
+    done = run_demo(repository, "--slides", material / "slides", *options)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (output / "catalog" / "slides.parquet").exists(), "what was done stays"
+    assert not (output / "seed_0" / "checkpoints").exists()

@@ -26,7 +26,7 @@ from s3_server import S3Server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOUR_PROBE = "fm_eval.ColourHistogram"
-PATCHES_PER_CLASS = 500
+PATCHES_PER_CLASS = 300
 
 
 class StepFailedError(Exception):
@@ -112,24 +112,30 @@ def _index(arguments: argparse.Namespace, slides: list[str], columns: Path | Non
 
 
 def _train_and_evaluate(arguments: argparse.Namespace, seed: int) -> list[Path]:
-    """Train one seed and evaluate it before and after; returns the result files."""
-    output: Path = arguments.output
-    run = output / f"seed_{seed}"
+    """Evaluate, train, and evaluate again with one seed; returns the result files.
+
+    What needs no training is evaluated first, so that a mistake in the evaluation data shows within seconds.
+    """
+    run: Path = arguments.output / f"seed_{seed}"
     shutil.rmtree(run, ignore_errors=True)
-    common = ["--config", arguments.config, f"--seed_everything={seed}"]
-    common.append(f"--data.stream.init_args.catalog={output / 'catalog'}")
-    common.append(f"--data.stream.init_args.seed={seed}")
-    _run("ssl-train", "export", *common, "--output", run / "random")
-    _run("ssl-train", "fit", *common, f"--trainer.default_root_dir={run}")
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    _run("ssl-train", "export", *common, "--ckpt_path", checkpoint, "--output", run / "trained")
     data = _evaluation_data(arguments)
-    results = []
-    for role, backbone in (("random", run / "random"), ("trained", run / "trained"), ("colour", COLOUR_PROBE)):
-        results.append(run / f"{role}.json")
+
+    def evaluate(role: str, backbone: object) -> Path:
+        result = run / f"{role}.json"
         options = ["--backbone", backbone, "--role", role, "--name", role, f"--seed={seed}"]
-        _run("fm-eval", "run", "--data", data, *options, "--output", results[-1])
-    return results
+        _run("fm-eval", "run", "--data", data, *options, "--output", result)
+        return result
+
+    config = ["--config", arguments.config, f"--seed_everything={seed}"]
+    config.append(f"--data.stream.init_args.catalog={arguments.output / 'catalog'}")
+    config.append(f"--data.stream.init_args.seed={seed}")
+    results = [evaluate("colour", COLOUR_PROBE)]
+    _run("ssl-train", "export", *config, "--output", run / "random")
+    results.append(evaluate("random", run / "random"))
+    _run("ssl-train", "fit", *config, f"--trainer.default_root_dir={run}")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    _run("ssl-train", "export", *config, "--ckpt_path", checkpoint, "--output", run / "trained")
+    return [*results, evaluate("trained", run / "trained")]
 
 
 def _evaluation_data(arguments: argparse.Namespace) -> Path:

@@ -117,6 +117,9 @@ def test_errors_name_the_catalog_and_the_remedy(catalog_url: str, catalog: Catal
     (newer / "catalog.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(CatalogError, match="format_version 99"):
         Catalog.open(str(newer))
+    with pytest.raises(CatalogError, match="format_version 99"):
+        index_cohort([], str(newer), progress=False)
+    assert json.loads((newer / "catalog.json").read_text()) == {"format_version": 99}, "a newer catalog was replaced"
 
 
 def test_a_look_up_reads_little_of_the_tile_table(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from online_patching.bytesource import local_path, shown_url
 from online_patching.catalog import Catalog
 from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder, Scalar, SlideRow, with_mpp
 from online_patching.decode import Pixels
-from online_patching.errors import CatalogError, PatchingError
+from online_patching.errors import CatalogError, NotFoundError, PatchingError
 from online_patching.foreground import mask_to_polygon, tissue_mask
 from online_patching.index import index_slide
 from online_patching.slide import Slide
@@ -94,10 +94,7 @@ def index_cohort(
     """
     urls = _by_id(slide_urls)
     folder = CatalogFolder(catalog_url, storage_options)
-    try:
-        known = {row.id: row for row in folder.read_rows()}
-    except CatalogError:
-        known = {}
+    known = {row.id: row for row in _known_rows(folder)}
     options = folder.storage_options if slide_storage_options is None else dict(slide_storage_options)
     given = dict(columns or {})
     work = _IndexWork(folder, options, given, mpp)
@@ -151,6 +148,16 @@ def compute_foreground(
     if results:
         folder.write_rows(results.get(row.id, row) for row in catalog)
     return JobReport(done=len(results), kept=len(catalog) - len(todo), failures=failures)
+
+
+def _known_rows(folder: CatalogFolder) -> list[SlideRow]:
+    """Rows of the catalog, none where there is no catalog yet; a damaged or newer one is not written over."""
+    try:
+        return folder.read_rows()
+    except CatalogError as error:
+        if isinstance(error.__cause__, NotFoundError):
+            return []
+        raise
 
 
 @dataclass(frozen=True, slots=True)
