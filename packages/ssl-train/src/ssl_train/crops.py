@@ -4,11 +4,9 @@ Multi-crop of DINO (arXiv 2104.14294, section 3.1; main_dino.py, DataAugmentatio
 several local ones, in batched operations on the device of the batch. Two steps:
 
 1. `draw`: all random numbers of a batch, from generators keyed by (seed, sample index) and nothing else, so
-that
-   they do not depend on batch, rank or worker. Pure NumPy.
+   that they do not depend on batch, rank or worker. Pure NumPy.
 2. `MultiCrop.__call__`: uint8 patches in, normalised float crops out. Order: random resized crop, flips,
-colour
-   jitter, grey, blur, solarise, normalise.
+   colour jitter, grey, blur, solarise, normalise.
 
 Legend of shape suffixes: B patches, V views (2 globals first), N crops of one size.
 """
@@ -44,8 +42,7 @@ class CropParameters:
     """Every random choice for B patches and V views; all arrays are (B, V) unless said otherwise.
 
     Boxes are in pixels of the patch. `jitter_order` (B, V, 4) lists the operations 0 brightness, 1 contrast,
-    2 saturation, 3 hue in the order of use; `jitter` (B, V, 4) holds their factors (hue: a shift of the
-    circle).
+    2 saturation, 3 hue in the order of use; `jitter` (B, V, 4) holds their factors (hue: a shift of the circle).
     """
 
     top: Ints

@@ -55,8 +55,7 @@ class DINO(pl.LightningModule):
         head_bottleneck_dim: dimension of the prototypes.
         head_nlayers: linear layers of the head's MLP.
         head_use_bn: batch normalisation in the head's MLP (`use_bn_in_head`); spreads the outputs of young
-            networks,
-            so that short runs do not stay at the uniform answer. Several devices need
+            networks, so that short runs do not stay at the uniform answer. Several devices need
             `trainer.sync_batchnorm`.
         norm_last_layer: keep prototypes at unit length.
         epoch_size: patches in an epoch, the unit of the arguments below.
@@ -275,8 +274,7 @@ class DINO(pl.LightningModule):
     ) -> None:
         """Clips tensor by tensor, then takes the gradients of a frozen last layer away.
 
-        Without a gradient AdamW skips the layer altogether: no decay, no moments (unlike a learning rate of
-        0).
+        Without a gradient AdamW skips the layer altogether: no decay, no moments (unlike a learning rate of 0).
         """
         if gradient_clip_val is not None:
             raise ValueError(
