@@ -41,7 +41,7 @@ class S3Server:
     """
 
     def __init__(self) -> None:
-        self._ports = _free_ports(9)
+        self._ports = _free_ports(10)
         self.endpoint_url = f"http://127.0.0.1:{self._ports[0]}"
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -84,7 +84,7 @@ class S3Server:
         (folder / "data").mkdir()
         (folder / "s3.json").write_text(json.dumps({"identities": [_IDENTITY, _ANYONE]}))
         names = ["s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc"]
-        names += ["filer.port", "filer.port.grpc", "s3.port.iceberg"]
+        names += ["filer.port", "filer.port.grpc", "s3.port.iceberg", "s3.port.lance"]
         ports = [f"-{name}={port}" for name, port in zip(names, self._ports, strict=True)]
         return [
             *(program, "-logtostderr=true", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"),

@@ -54,7 +54,7 @@ def test_polygons_are_valid_and_cover_the_mask(
     # Simplified by at most 0.7 mask pixels: the area may differ by a thin rim of the outline only.
     rim = 100 * polygon.length / 10
     assert abs(polygon.area - 100 * mask.sum()) <= rim + 100
-    rows, columns = np.nonzero(cv2.erode(mask, np.ones((5, 5), np.uint8), borderValue=1))
+    rows, columns = np.nonzero(cv2.erode(mask, np.ones((5, 5), np.uint8), borderValue=0))
     points = shapely.points((columns + 0.5) * 10, (rows + 0.5) * 10)
     assert shapely.covers(polygon.buffer(0.01), points).all(), "a point well inside the mask lies outside"
 
