@@ -11,8 +11,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from s3_server import S3Server
+
+# CI looks for regressions: the same examples each time. At a desk hypothesis goes on searching.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 REPOSITORY = Path(__file__).parent.parent
 _DEFAULTS = {
