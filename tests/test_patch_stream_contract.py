@@ -122,7 +122,7 @@ def test_the_trainer_accepts_the_stream_by_its_class_path(small_cohort: tuple[st
     arguments = {"catalog": url, "size_px": 48, "mpp": [1.0], "slide_storage_options": options}
     stream = {"class_path": "online_patching.PatchStream", "init_args": arguments}
     parsed = parser.parse_object({"stream": stream})
-    made = parser.instantiate_classes(parsed).stream
+    made = parser.instantiate(parsed).stream
     assert isinstance(made, PatchStream)
     for name in ("__iter__", "shard", "state_dict", "load_state_dict"):
         ours, theirs = (get_type_hints(getattr(owner, name)) for owner in (PatchStream, TrainerStream))

@@ -116,6 +116,9 @@ def test_states_that_do_not_fit_are_refused(catalog: Catalog) -> None:
     ):
         with pytest.raises(ValueError, match=reason):
             stream.load_state_dict({**state, **change})
+    for other in ({"mpp": 0.5}, {"size_px": 64}, {"slide_sampling": "area"}):
+        with pytest.raises(ValueError, match="fingerprint"):
+            PatchStream(catalog, **{"size_px": 48, "mpp": 1.0, "seed": 3, **other}).load_state_dict(state)
     stream.load_state_dict({**state, "position": 5})
     with pytest.raises(ValueError, match="not a multiple"):
         next(iter(stream.shard(global_batch_size=4, rank=0, world_size=1, worker=0, num_workers=1)))

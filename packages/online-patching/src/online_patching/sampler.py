@@ -62,19 +62,25 @@ class PatchSampler:
         self.mpp = tuple(mpp)
         self.min_foreground = min_foreground
         self.seed = seed
+        self.slide_sampling = slide_sampling
         self.on_missing_mpp = on_missing_mpp
-        self._check_arguments(slide_sampling)
+        self._check_arguments()
         self.served = self._find_served()
         weights = (row.foreground_area_mm2 or 0.0 if slide_sampling == "area" else 1.0 for row, _ in self.served)
         self._cumulative_weights = list(itertools.accumulate(weights))
 
-    def _check_arguments(self, slide_sampling: str) -> None:
+    def _check_arguments(self) -> None:
         for name, got, right, allowed in (
             ("size_px", self.size_px, self.size_px >= 1, "at least 1"),
             ("mpp", self.mpp, bool(self.mpp) and all(m > 0 for m in self.mpp), "numbers above 0 (um per pixel)"),
             ("min_foreground", self.min_foreground, 0 <= self.min_foreground <= 1, "0 to 1"),
             ("seed", self.seed, 0 <= self.seed < 2**64, "0 to 2^64 - 1"),
-            ("slide_sampling", slide_sampling, slide_sampling in get_args(SlideSampling), get_args(SlideSampling)),
+            (
+                "slide_sampling",
+                self.slide_sampling,
+                self.slide_sampling in get_args(SlideSampling),
+                get_args(SlideSampling),
+            ),
             ("on_missing_mpp", self.on_missing_mpp, self.on_missing_mpp in get_args(MissingMpp), get_args(MissingMpp)),
         ):
             if not right:

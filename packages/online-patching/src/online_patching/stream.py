@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import itertools
 import logging
 from collections import deque
@@ -122,22 +123,31 @@ class PatchStream:
             "format_version": FORMAT_VERSION,
             "position": self._position,
             "seed": self.sampler.seed,
-            "fingerprint": self.catalog.fingerprint(),
+            "fingerprint": self.fingerprint(),
         }
+
+    def fingerprint(self) -> str:
+        """Short hash of all that decides which patch sample *i* of a seed is: the catalog and the arguments."""
+        sampler = self.sampler
+        facts = (
+            *(self.catalog.fingerprint(), sampler.size_px, sampler.mpp, sampler.min_foreground),
+            *(sampler.slide_sampling, sampler.on_missing_mpp, self.level_policy),
+        )
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state of ``state_dict``, also one of another number of ranks or workers.
 
         Raises:
-            ValueError: The state is of a newer format, another seed or another catalog.
+            ValueError: The state is of a newer format, another seed, catalog or choice of patches.
         """
         if state.get("format_version", 0) > FORMAT_VERSION:
             raise ValueError(f"stream state format_version {state['format_version']}, allowed up to {FORMAT_VERSION}")
-        for name, own in (("seed", self.sampler.seed), ("fingerprint", self.catalog.fingerprint())):
+        for name, own in (("seed", self.sampler.seed), ("fingerprint", self.fingerprint())):
             if state.get(name) != own:
                 raise ValueError(
                     f"stream state has {name} {state.get(name)!r}, this stream {own!r}: it would continue with other"
-                    " patches; use the same seed and catalog, or start at position 0"
+                    " patches; use the same seed, catalog and arguments, or start at position 0"
                 )
         position = state.get("position")
         if not isinstance(position, int) or position < 0:
