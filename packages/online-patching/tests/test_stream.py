@@ -207,6 +207,10 @@ def test_corrupt_tiles_are_drawn_anew_deterministically_and_counted(corrupt_cata
     assert set(first.corrupt_patches) == {"bad"}
     assert [patch["index"] for patch in patches] == list(range(96))
     assert same(patches, take(PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0), 96))
+    sharded = PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0)
+    take(sharded.shard(global_batch_size=8, rank=0, world_size=1, worker=0, num_workers=1), 96)
+    # A shard may have read further ahead than the consumer took.
+    assert sharded.corrupt_patches["bad"] > 5, "the count of a shard is lost to the owner of the stream"
     with pytest.raises(CorruptTileError, match=r"bad\.svs: level 0, tile"):
         take(PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0, on_corrupt="raise"), 96)
 

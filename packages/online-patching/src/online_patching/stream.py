@@ -113,8 +113,8 @@ class PatchStream:
             ValueError: Numbers that do not fit together.
         """
         part = copy.copy(self)
+        # The count of corrupt patches stays shared: whoever made the stream sees what its shards met in this process.
         part._shard = Shard(global_batch_size, rank, world_size, worker, num_workers)
-        part.corrupt_patches = {}
         return part
 
     def state_dict(self) -> dict[str, Any]:
