@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from online_patching import CorruptTileError, open_slide
 from online_patching.decode import decode_tile
-from online_patching.formats.header import Codec, TileEncoding
+from online_patching.formats.header import Codec, Colour, TileEncoding
 from written_slides import tissue_image, write_pyramid
 
 
@@ -46,7 +46,7 @@ def test_unsubsampled_jpeg2000_of_compression_33003_is_converted_from_ycbcr() ->
     y = 0.299 * red + 0.587 * green + 0.114 * blue
     ycbcr = np.stack([y, 128 + (blue - y) / 1.772, 128 + (red - y) / 1.402], -1)
     data = imagecodecs.jpeg2k_encode(np.rint(ycbcr).clip(0, 255).astype(np.uint8), codecformat="j2k", mct=False)
-    decoded = decode_tile(bytes(data), TileEncoding(Codec.JPEG2000_YCBCR), 64, 64)
+    decoded = decode_tile(bytes(data), TileEncoding(Codec.JPEG2000, Colour.YCBCR), 64, 64)
     assert np.abs(decoded.astype(int) - rgb).max() <= 2
 
 
@@ -60,7 +60,7 @@ def test_bytes_that_do_not_decode_to_one_tile_are_corrupt(codec: Codec) -> None:
 def test_a_tile_of_another_size_is_corrupt() -> None:
     data = bytes(imagecodecs.jpeg8_encode(tissue_image(32, 32, 1)))
     with pytest.raises(CorruptTileError, match="header says"):
-        decode_tile(data, TileEncoding(Codec.JPEG_YCBCR), 64, 64)
+        decode_tile(data, TileEncoding(Codec.JPEG, Colour.YCBCR), 64, 64)
 
 
 def test_a_decompression_bomb_stays_within_its_tile() -> None:

@@ -192,7 +192,7 @@ def corrupt_catalog(tmp_path_factory: pytest.TempPathFactory) -> str:
     catalog = Catalog.open(url)
     path = folder / "bad.svs"
     data, stat = bytearray(path.read_bytes()), path.stat()
-    for start, length in loop.run(catalog.handle("bad").lookup.ranges(0, range(8))):
+    for start, length in loop.run(catalog.handle("bad").tiles.lookup.ranges(0, range(8))):
         data[start : start + length] = bytes(length)
     path.write_bytes(data)
     # Rot of the disk: neither size nor time of the file tell of it.

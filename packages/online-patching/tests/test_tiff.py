@@ -15,7 +15,7 @@ from online_patching.bytesource import ByteRange, ObjectInfo
 from online_patching.errors import PatchingError
 from online_patching.index import SlideIndex, index_slide
 from online_patching.loop import run
-from online_patching.storage import open_object
+from online_patching.storage import Store
 from written_slides import tissue_image, write_pyramid
 
 
@@ -32,6 +32,17 @@ class MemorySource:
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         return [self.data[start : start + length] for start, length in ranges]
+
+
+class MemoryStore(Store):
+    """A store that holds one object, whatever its name."""
+
+    def __init__(self, source: MemorySource) -> None:
+        super().__init__()
+        self.source = source
+
+    def open(self, url: str) -> MemorySource:
+        return self.source
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +66,7 @@ def test_levels_of_both_tiffs_in_both_byte_orders(tmp_path: Path, bigtiff: bool,
 def test_indexing_reads_headers_only(tmp_path: Path) -> None:
     path = tmp_path / "x.svs"
     write_pyramid(path, tissue_image(4000, 3000, 1), downsamples=(1, 4, 16), tile=64)
-    index = run(index_slide(open_object(str(path))))
+    index = run(index_slide(str(path), Store()))
     ifds = 3
     array_bytes = sum(12 * len(ranges.offset) for ranges in index.tiles)
     assert index.requests <= ifds + 4
@@ -64,7 +75,7 @@ def test_indexing_reads_headers_only(tmp_path: Path) -> None:
 
 def index_or_error(source: MemorySource) -> SlideIndex | PatchingError:
     try:
-        return run(index_slide(source))
+        return run(index_slide("memory://slide", MemoryStore(source)))
     except PatchingError as error:
         return error
 
@@ -91,14 +102,14 @@ def test_a_loop_of_directories_is_an_error() -> None:
     entries = struct.pack("<HHHII", 1, 256, 3, 1, 100)
     loop = b"II*\0" + struct.pack("<I", 8) + entries + struct.pack("<I", 8) + bytes(32)
     with pytest.raises(SlideFormatError, match="loop"):
-        run(index_slide(MemorySource(loop)))
+        run(index_slide("memory://slide", MemoryStore(MemorySource(loop))))
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "0 bytes"),
-        (b"not a slide at all, but long enough", "not a TIFF"),
+        (b"not a slide at all, but long enough", "not a slide"),
         (b"II*\0" + struct.pack("<I", 10**9) + bytes(64), "past its end"),
         (b"II*\0" + struct.pack("<I", 0) + bytes(64), "without any image directory"),
         (b"II+\0" + struct.pack("<HHQ", 4, 0, 16) + bytes(64), "offset size"),
@@ -106,7 +117,7 @@ def test_a_loop_of_directories_is_an_error() -> None:
 )
 def test_what_is_not_a_slide_is_refused_by_reason(data: bytes, reason: str) -> None:
     with pytest.raises(SlideFormatError, match=reason):
-        run(index_slide(MemorySource(data)))
+        run(index_slide("memory://slide", MemoryStore(MemorySource(data))))
 
 
 def test_a_truncated_slide_is_refused_when_it_is_opened(tmp_path: Path) -> None:

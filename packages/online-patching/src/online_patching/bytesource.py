@@ -31,6 +31,14 @@ class ObjectInfo:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedObject:
+    """An object and the size and version it had when it was indexed."""
+
+    url: str
+    info: ObjectInfo
+
+
 class ByteSource(Protocol):
     """One object whose bytes can be read by ranges."""
 

@@ -22,9 +22,9 @@ from online_patching.errors import CatalogError, CorruptTileError
 from online_patching.formats.header import TileRanges
 from online_patching.geometry import LevelPolicy
 from online_patching.plan import PatchRequest, patch_window
-from online_patching.reader import SlideHandle, WindowRequest, read_windows
+from online_patching.reader import SlideHandle, WindowRequest, open_handle, read_windows
 from online_patching.slide import Slide
-from online_patching.storage import open_object
+from online_patching.storage import Store, open_object
 from online_patching.tiletable import (
     BLOCK_TILES,
     HEAD_BYTES,
@@ -161,8 +161,7 @@ class Catalog:
 
     def _open_handle(self, row: SlideRow) -> SlideHandle:
         table = open_object(self._folder.slide_url(row.id, TILE_TABLE), self._folder.storage_options)
-        source = open_object(row.url, self._slide_options)
-        return SlideHandle(source, row.info, row.header, StoredLookup(table))
+        return open_handle(Store(self._slide_options), row.objects, row.header, StoredLookup(table))
 
     def foreground(self, slide_id: str) -> shapely.Geometry:
         """Foreground of a slide in level-0 pixels, prepared for fast tests; read once while in use.

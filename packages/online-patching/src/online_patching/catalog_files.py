@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
-from online_patching.bytesource import ObjectInfo, join_url, local_path, shown_url, storage_error
+from online_patching.bytesource import ObjectInfo, PinnedObject, join_url, local_path, shown_url, storage_error
 from online_patching.errors import CatalogError, NotFoundError
-from online_patching.formats.header import Codec, SlideHeader, TileEncoding
+from online_patching.formats.header import Codec, Colour, SlideHeader, TileEncoding
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import open_folder
 
@@ -42,7 +42,7 @@ class SlideRow:
     Attributes:
         id: Unique in the catalog.
         url: Where the slide lies.
-        info: Size and version that are pinned.
+        objects: The slide's objects with the size and version that are pinned; most formats have one.
         header: Levels, encodings, mpp (as overridden by the user, where they did).
         foreground_area_level0_px2: Area of the foreground in square level-0 pixels, or None where not computed yet.
         columns: The user's columns (patient, label, split, ...).
@@ -50,10 +50,15 @@ class SlideRow:
 
     id: str
     url: str
-    info: ObjectInfo
+    objects: tuple[PinnedObject, ...]
     header: SlideHeader
     foreground_area_level0_px2: float | None = None
     columns: dict[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def info(self) -> ObjectInfo:
+        """Size and version of the (first) object."""
+        return self.objects[0].info
 
     @property
     def foreground_area_mm2(self) -> float | None:
@@ -192,14 +197,15 @@ def row_to_json(row: SlideRow) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "id": row.id,
         "url": row.url,
-        "size": row.info.size,
-        "version": row.info.version,
+        "objects": [[each.url, each.info.size, each.info.version] for each in row.objects],
+        "level_objects": list(header.level_objects),
         "vendor": header.vendor,
         "mpp": header.mpp,
         "levels": [asdict(level) for level in header.levels],
         "encodings": [
             {
                 "codec": encoding.codec.value,
+                "colour": encoding.colour.value,
                 "jpeg_tables": base64.b64encode(encoding.jpeg_tables).decode(),
                 "predictor": encoding.predictor,
             }
@@ -221,7 +227,7 @@ def row_from_json(record: dict[str, Any]) -> SlideRow:
     _check_version(record, name)
     try:
         encodings = tuple(
-            TileEncoding(Codec(e["codec"]), base64.b64decode(e["jpeg_tables"]), e["predictor"])
+            TileEncoding(Codec(e["codec"]), Colour(e["colour"]), base64.b64decode(e["jpeg_tables"]), e["predictor"])
             for e in record["encodings"]
         )
         header = SlideHeader(
@@ -230,10 +236,11 @@ def row_from_json(record: dict[str, Any]) -> SlideRow:
             levels=tuple(LevelGeometry(**level) for level in record["levels"]),
             encodings=encodings,
             properties=record["properties"],
+            level_objects=tuple(record["level_objects"]),
         )
-        info = ObjectInfo(record["size"], record["version"])
+        objects = tuple(PinnedObject(url, ObjectInfo(size, version)) for url, size, version in record["objects"])
         area = record["foreground_area_level0_px2"]
-        return SlideRow(record["id"], record["url"], info, header, area, record["columns"])
+        return SlideRow(record["id"], record["url"], objects, header, area, record["columns"])
     except (KeyError, TypeError, ValueError) as error:
         raise CatalogError(f"catalog row of {name} is damaged ({error}); index the slide again") from error
 

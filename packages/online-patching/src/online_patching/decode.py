@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from online_patching.errors import CorruptTileError
-from online_patching.formats.header import Codec, TileEncoding
+from online_patching.formats.header import Codec, Colour, TileEncoding
 
 Pixels = npt.NDArray[np.uint8]
 
 # libjpeg's colour space numbers (jpeglib.h, J_COLOR_SPACE).
-JCS_RGB, JCS_YCBCR = 2, 3
+JCS_GREY, JCS_RGB, JCS_YCBCR = 1, 2, 3
+_JPEG_COLOURS = {Colour.GREY: JCS_GREY, Colour.RGB: JCS_RGB, Colour.YCBCR: JCS_YCBCR}
 
 
 def decode_tile(data: bytes, encoding: TileEncoding, width_px: int, height_px: int) -> Pixels:
@@ -49,17 +50,15 @@ def decode_tile(data: bytes, encoding: TileEncoding, width_px: int, height_px: i
 
 
 def _decode(data: bytes, encoding: TileEncoding, shape: tuple[int, int, int]) -> Pixels:
-    match encoding.codec:
-        case Codec.JPEG_RGB:
-            return _jpeg(data, encoding.jpeg_tables, JCS_RGB)
-        case Codec.JPEG_YCBCR:
-            return _jpeg(data, encoding.jpeg_tables, JCS_YCBCR)
-        case Codec.JPEG2000_RGB:
-            return _array(imagecodecs.jpeg2k_decode(data))
-        case Codec.JPEG2000_YCBCR:
+    match encoding.codec, encoding.colour:
+        case Codec.JPEG, colour:
+            return _jpeg(data, encoding.jpeg_tables, _JPEG_COLOURS[colour])
+        case Codec.JPEG2000, Colour.YCBCR:
             pixels = _array(imagecodecs.jpeg2k_decode(data))
             # OpenJPEG converts by itself only where it sees subsampled chroma.
             return pixels if _is_subsampled_jpeg2000(data) else _ycbcr_to_rgb(pixels)
+        case Codec.JPEG2000, _:
+            return _array(imagecodecs.jpeg2k_decode(data))
     raw = _lossless(data, encoding.codec, shape[0] * shape[1] * shape[2])
     pixels = np.frombuffer(raw, np.uint8).reshape(shape)
     return np.cumsum(pixels, axis=1, dtype=np.uint8) if encoding.predictor == 2 else pixels

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from online_patching.bytesource import ByteSource, ObjectInfo
+from online_patching.bytesource import PinnedObject
+from online_patching.formats.detect import read_slide
 from online_patching.formats.header import SlideHeader, TileRanges
-from online_patching.formats.tiff import HeaderReader
-from online_patching.formats.tiff_slide import read_tiff_slide
+from online_patching.storage import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,30 +19,33 @@ class SlideIndex:
     """One indexed slide.
 
     Attributes:
-        url: Where the slide lies.
-        info: Size and version, pinned from here on.
+        url: What was opened: a file, or a folder of files.
+        objects: The slide's objects, whose size and version are pinned from here on.
         header: Levels, encodings, resolution.
-        tiles: Byte ranges of every level's tiles, in the order of the levels.
-        requests: Range requests that indexing made (the request for size and version not counted).
+        tiles: Byte ranges of every level's tiles, in the order of the levels; empty for OME-Zarr.
+        requests: Range requests that indexing made (those for size and version not counted).
         bytes_read: Bytes that indexing received.
     """
 
     url: str
-    info: ObjectInfo
+    objects: tuple[PinnedObject, ...]
     header: SlideHeader
     tiles: tuple[TileRanges, ...]
     requests: int
     bytes_read: int
 
 
-async def index_slide(source: ByteSource) -> SlideIndex:
+async def index_slide(url: str, store: Store, *, experimental: bool = False) -> SlideIndex:
     """Read the headers of a slide.
+
+    Args:
+        url: A file, or the folder of a slide that is several files.
+        store: Opens objects and lists folders.
+        experimental: Open experimental formats as well.
 
     Raises:
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
-    info = await source.info()
-    reader = HeaderReader(source, info.size)
-    header, tiles = await read_tiff_slide(reader)
-    return SlideIndex(source.url, info, header, tuple(tiles), reader.requests, reader.bytes_read)
+    found, requests, bytes_read = await read_slide(store, url, experimental=experimental)
+    return SlideIndex(url, found.objects, found.header, found.tiles, requests, bytes_read)

@@ -25,7 +25,7 @@ from online_patching.errors import CatalogError, NotFoundError, PatchingError
 from online_patching.foreground import mask_to_polygon, tissue_mask
 from online_patching.index import index_slide
 from online_patching.slide import Slide
-from online_patching.storage import open_object
+from online_patching.storage import Store
 from online_patching.thumbnail import thumbnail_of
 from online_patching.tiletable import encode_tile_table
 
@@ -177,16 +177,15 @@ class _IndexWork:
     mpp: float | Mapping[str, float] | None
 
     def index(self, slide_id: str, url: str, known: SlideRow | None) -> _Indexed:
-        source = open_object(url, self.options)
-        info = loop.run(source.info())
+        store = Store(self.options)
         row = known or self.folder.read_slide_row(slide_id)
-        if row is not None and (row.url, row.info) == (url, info):
+        if row is not None and row.url == url and loop.run(_unchanged(row, store)):
             updated = self._with_user_facts(row)
             if updated != row:
                 self.folder.write_slide_row(updated)
             return _Indexed(updated, 0, 0)
-        found = loop.run(index_slide(source))
-        row = self._with_user_facts(SlideRow(slide_id, url, found.info, found.header))
+        found = loop.run(index_slide(url, store))
+        row = self._with_user_facts(SlideRow(slide_id, url, found.objects, found.header))
         self.folder.write_slide_file(slide_id, TILE_TABLE, encode_tile_table(found.tiles))
         self.folder.write_slide_row(row)
         return _Indexed(row, found.requests, found.bytes_read)
@@ -201,6 +200,10 @@ class _IndexWork:
         elif row.header.mpp is None and self.mpp is not None:
             stated = stated if stated is not None else self.mpp
         return row if stated is None else with_mpp(row, _positive_mpp(stated, row.id))
+
+
+async def _unchanged(row: SlideRow, store: Store) -> bool:
+    return all([await store.open(each.url).info() == each.info for each in row.objects])
 
 
 def _positive_mpp(value: Scalar, slide_id: str) -> float:

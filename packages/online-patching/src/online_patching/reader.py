@@ -17,12 +17,13 @@ from typing import Protocol
 import cv2
 
 from online_patching.assemble import resize, stitch
-from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, shown_url
+from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject, shown_url
 from online_patching.decode import Pixels, decode_tile
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader, TileRanges
 from online_patching.geometry import LevelWindow, tiles_of_window
 from online_patching.plan import merge_ranges
+from online_patching.storage import Store
 
 # One task a batch: a task a tile would cost as much in hand-overs as it gains.
 DECODE_BATCH_TILES = 16
@@ -48,21 +49,86 @@ class InMemoryLookup:
         return [(int(table.offset[tile]), int(table.length[tile])) for tile in tiles]
 
 
+class TileSource(Protocol):
+    """Gives the pixels of a slide's tiles, however they are stored."""
+
+    async def read(self, level: int, tiles: Sequence[int]) -> dict[int, Pixels | CorruptTileError]:
+        """Pixels by tile number; tiles that the scanner did not store are absent."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SlideHandle:
     """All that reading one slide needs.
 
     Attributes:
-        source: Its bytes.
-        info: Size and version that are pinned.
         header: Levels and encodings.
-        lookup: Byte ranges of its tiles.
+        tiles: Pixels of its tiles.
     """
 
-    source: ByteSource
-    info: ObjectInfo
+    header: SlideHeader
+    tiles: TileSource
+
+
+@dataclass(frozen=True, slots=True)
+class RangeTiles:
+    """Tiles that are byte ranges of objects: looked up, fetched merged, decoded on the decoding threads.
+
+    Attributes:
+        sources: The slide's objects with the size and version that are pinned.
+        header: Levels and encodings.
+        lookup: Byte ranges of the tiles.
+    """
+
+    sources: tuple[tuple[ByteSource, ObjectInfo], ...]
     header: SlideHeader
     lookup: TileLookup
+
+    async def read(self, level: int, tiles: Sequence[int]) -> dict[int, Pixels | CorruptTileError]:
+        """Pixels by tile number; tiles that the scanner did not store are absent."""
+        data = await self._fetch(level, tiles)
+        loop = asyncio.get_running_loop()
+        items = list(data.items())
+        batches = [dict(items[k : k + DECODE_BATCH_TILES]) for k in range(0, len(items), DECODE_BATCH_TILES)]
+        parts = await asyncio.gather(
+            *(loop.run_in_executor(decoding_pool(), self._decode, level, batch) for batch in batches)
+        )
+        return {number: tile for part in parts for number, tile in part.items()}
+
+    async def _fetch(self, level: int, numbers: Sequence[int]) -> dict[int, bytes]:
+        """Stored bytes by tile number."""
+        if not numbers:
+            return {}
+        source, info = self._object_of(level)
+        ranges = await self.lookup.ranges(level, numbers)
+        merged = merge_ranges(ranges)
+        bodies = await source.read_ranges([(m.start, m.length) for m in merged], expected=info)
+        found: dict[int, bytes] = {}
+        for request, body in zip(merged, bodies, strict=True):
+            for position in request.tiles:
+                start, length = ranges[position]
+                found[numbers[position]] = body[start - request.start : start - request.start + length]
+        return found
+
+    def _decode(self, level: int, data: dict[int, bytes]) -> dict[int, Pixels | CorruptTileError]:
+        geometry, encoding = self.header.levels[level], self.header.encodings[level]
+        decoded: dict[int, Pixels | CorruptTileError] = {}
+        for number, body in data.items():
+            try:
+                decoded[number] = decode_tile(body, encoding, geometry.tile_width_px, geometry.tile_height_px)
+            except CorruptTileError as error:
+                place = f"{shown_url(self._object_of(level)[0].url)}: level {level}, tile {number}"
+                decoded[number] = CorruptTileError(f"{place}: {error}; copy the slide again or leave it out")
+        return decoded
+
+    def _object_of(self, level: int) -> tuple[ByteSource, ObjectInfo]:
+        return self.sources[self.header.level_objects[level] if self.header.level_objects else 0]
+
+
+def open_handle(store: Store, objects: Sequence[PinnedObject], header: SlideHeader, lookup: TileLookup) -> SlideHandle:
+    """The handle of an indexed slide; nothing is requested yet."""
+    sources = tuple((store.open(each.url), each.info) for each in objects)
+    return SlideHandle(header, RangeTiles(sources, header, lookup))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,42 +182,8 @@ async def _read_group(requests: Sequence[WindowRequest]) -> list[Pixels | Corrup
     geometry = slide.header.levels[level]
     touched = [tiles_of_window(r.window, geometry) for r in requests]
     numbers = sorted(set().union(*touched))
-    data = await _fetch_tiles(slide, level, numbers)
-    loop = asyncio.get_running_loop()
-    items = list(data.items())
-    batches = [dict(items[k : k + DECODE_BATCH_TILES]) for k in range(0, len(items), DECODE_BATCH_TILES)]
-    parts = await asyncio.gather(
-        *(loop.run_in_executor(decoding_pool(), _decode_tiles, slide, level, batch) for batch in batches)
-    )
-    decoded = {number: tile for part in parts for number, tile in part.items()}
-    return await loop.run_in_executor(decoding_pool(), _assemble, requests, touched, decoded)
-
-
-async def _fetch_tiles(slide: SlideHandle, level: int, numbers: Sequence[int]) -> dict[int, bytes]:
-    """Stored bytes by tile number; tiles that the scanner did not store are absent."""
-    if not numbers:
-        return {}
-    ranges = await slide.lookup.ranges(level, numbers)
-    merged = merge_ranges(ranges)
-    bodies = await slide.source.read_ranges([(m.start, m.length) for m in merged], expected=slide.info)
-    found: dict[int, bytes] = {}
-    for request, body in zip(merged, bodies, strict=True):
-        for position in request.tiles:
-            start, length = ranges[position]
-            found[numbers[position]] = body[start - request.start : start - request.start + length]
-    return found
-
-
-def _decode_tiles(slide: SlideHandle, level: int, data: dict[int, bytes]) -> dict[int, Pixels | CorruptTileError]:
-    geometry, encoding = slide.header.levels[level], slide.header.encodings[level]
-    decoded: dict[int, Pixels | CorruptTileError] = {}
-    for number, body in data.items():
-        try:
-            decoded[number] = decode_tile(body, encoding, geometry.tile_width_px, geometry.tile_height_px)
-        except CorruptTileError as error:
-            place = f"{shown_url(slide.source.url)}: level {level}, tile {number}"
-            decoded[number] = CorruptTileError(f"{place}: {error}; copy the slide again or leave it out")
-    return decoded
+    decoded = await slide.tiles.read(level, numbers)
+    return await asyncio.get_running_loop().run_in_executor(decoding_pool(), _assemble, requests, touched, decoded)
 
 
 def _assemble(

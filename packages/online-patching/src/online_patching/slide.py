@@ -20,26 +20,33 @@ from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelGeometry, LevelPolicy, LevelWindow
 from online_patching.index import index_slide
 from online_patching.plan import PatchRequest, patch_window
-from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, read_windows
-from online_patching.storage import open_object
+from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, open_handle, read_windows
+from online_patching.storage import Store
 
 
-def open_slide(url: str, *, mpp: float | None = None, storage_options: Mapping[str, Any] | None = None) -> Slide:
+def open_slide(
+    url: str,
+    *,
+    mpp: float | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    experimental: bool = False,
+) -> Slide:
     """Open a slide by reading its headers only.
 
     Args:
         url: Local path or URL (``s3://``, ``az://``, ``gs://``, ``http(s)://``).
         mpp: um per pixel of level 0 to use instead of what the file states.
         storage_options: Options of the storage client, in fsspec's dialect.
+        experimental: Open formats as well that were tested on no file of another's making (see the README).
 
     Raises:
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide that can be read with certain colours.
     """
-    source = open_object(str(url), storage_options)
-    indexed = loop.run(index_slide(source))
+    store = Store(storage_options)
+    indexed = loop.run(index_slide(str(url), store, experimental=experimental))
     header = replace(indexed.header, mpp=_checked_mpp(mpp)) if mpp is not None else indexed.header
-    return Slide(SlideHandle(source, indexed.info, header, InMemoryLookup(indexed.tiles)), slide_id=source.url)
+    return Slide(open_handle(store, indexed.objects, header, InMemoryLookup(indexed.tiles)), slide_id=str(url))
 
 
 def _checked_mpp(mpp: float) -> float:

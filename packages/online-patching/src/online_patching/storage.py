@@ -26,8 +26,10 @@ from online_patching.bytesource import (
     ByteRange,
     ByteSource,
     ObjectInfo,
+    PinnedObject,
     check_length,
     check_unchanged,
+    join_url,
     local_path,
     shown_url,
     storage_error,
@@ -102,9 +104,7 @@ class FsspecSource:
 
     async def info(self) -> ObjectInfo:
         """Size and version as the file system tells them."""
-        details = await self._call("info", self._path)
-        tag = details.get("ETag") or details.get("etag") or details.get("mtime") or details.get("LastModified") or ""
-        return ObjectInfo(int(details["size"] or 0), str(tag).strip('"'))
+        return object_info(await self._call("info", self._path))
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The ranges, in parallel; the version is checked once while this source is in use."""
@@ -180,6 +180,46 @@ def open_object(url: str, storage_options: Mapping[str, Any] | None = None) -> B
         storage_options: Options of the client, in fsspec's dialect.
     """
     return LocalSource(url) if local_path(url) is not None else RemoteSource(url, storage_options)
+
+
+class Store:
+    """Opens objects and lists folders with one set of options; slides of several files need both.
+
+    It may be pickled, like the sources it opens.
+    """
+
+    def __init__(self, storage_options: Mapping[str, Any] | None = None) -> None:
+        self._options = dict(storage_options or {})
+
+    def open(self, url: str) -> ByteSource:
+        """The source of a URL or local path; nothing is requested yet."""
+        return open_object(url, self._options)
+
+    async def list_folder(self, folder_url: str) -> list[PinnedObject]:
+        """The files that lie directly in a folder, with size and version where the listing tells them.
+
+        Raises:
+            StorageError: The folder cannot be listed.
+        """
+        return await asyncio.to_thread(self._list, folder_url)
+
+    def _list(self, folder_url: str) -> list[PinnedObject]:
+        filesystem, path = open_folder(folder_url, self._options)
+        try:
+            entries = filesystem.ls(path, detail=True)
+        except Exception as error:
+            raise storage_error(folder_url, error) from error
+        return [
+            PinnedObject(join_url(folder_url, entry["name"].rpartition("/")[2]), object_info(entry))
+            for entry in sorted(entries, key=lambda entry: str(entry["name"]))
+            if entry["type"] == "file"
+        ]
+
+
+def object_info(details: Mapping[str, Any]) -> ObjectInfo:
+    """Size and version from what an fsspec file system tells of a file."""
+    tag = details.get("ETag") or details.get("etag") or details.get("mtime") or details.get("LastModified") or ""
+    return ObjectInfo(int(details["size"] or 0), str(tag).strip('"'))
 
 
 def open_folder(url: str, storage_options: Mapping[str, Any] | None = None) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -12,20 +12,29 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from online_patching.bytesource import PinnedObject
 from online_patching.geometry import LevelGeometry
 
 
 class Codec(StrEnum):
-    """How the bytes of a tile encode its pixels; the colour space is part of it, so that nobody has to guess."""
+    """How the bytes of a tile are compressed."""
 
-    JPEG_RGB = "jpeg-rgb"
-    JPEG_YCBCR = "jpeg-ycbcr"
-    JPEG2000_RGB = "jpeg2000-rgb"
-    JPEG2000_YCBCR = "jpeg2000-ycbcr"
+    JPEG = "jpeg"
+    JPEG2000 = "jpeg2000"
     DEFLATE = "deflate"
     LZW = "lzw"
     ZSTD = "zstd"
     RAW = "raw"
+    # A chunk of a Zarr array, whose own metadata says how it is encoded: read by the zarr library.
+    ZARR = "zarr"
+
+
+class Colour(StrEnum):
+    """What the decompressed samples of a tile mean; stated by the slide's header, so that no decoder has to guess."""
+
+    RGB = "rgb"
+    YCBCR = "ycbcr"
+    GREY = "grey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +42,14 @@ class TileEncoding:
     """How to decode the tiles of one level.
 
     Attributes:
-        codec: Compression and colour space.
+        codec: Compression.
+        colour: Colour space of the stored samples.
         jpeg_tables: The level's shared JPEG tables (TIFF tag 347), or empty.
         predictor: TIFF predictor of the lossless codecs: 1 none, 2 horizontal differences.
     """
 
     codec: Codec
+    colour: Colour = Colour.RGB
     jpeg_tables: bytes = b""
     predictor: int = 1
 
@@ -61,11 +72,13 @@ class SlideHeader:
     """Everything needed to read pixels, except the byte ranges.
 
     Attributes:
-        vendor: ``aperio`` or ``generic-tiff``.
+        vendor: Name of the format, such as ``aperio``, ``generic-tiff`` or ``dicom``.
         mpp: um per pixel of level 0 (mean of both axes), or None where the file does not say.
         levels: Geometry of every level, finest first.
         encodings: Encoding of every level, in the same order.
         properties: Other facts from the header, as text (scanner settings, objective power).
+        level_objects: Which of the slide's objects holds the tiles of each level (DICOM keeps a file a level); empty
+            where there is one object only.
     """
 
     vendor: str
@@ -73,3 +86,20 @@ class SlideHeader:
     levels: tuple[LevelGeometry, ...]
     encodings: tuple[TileEncoding, ...]
     properties: dict[str, str] = field(default_factory=dict)
+    level_objects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSlide:
+    """What reading the headers of a slide found.
+
+    Attributes:
+        header: Levels, encodings, resolution.
+        tiles: Byte ranges of every level's tiles, in the order of the levels; empty for OME-Zarr, whose chunks are
+            objects of their own.
+        objects: The slide's objects with size and version pinned; most formats have one.
+    """
+
+    header: SlideHeader
+    tiles: tuple[TileRanges, ...]
+    objects: tuple[PinnedObject, ...]

@@ -1,9 +1,7 @@
 """What do the headers of a TIFF or BigTIFF say, read over a network?
 
-1. ``HeaderReader`` keeps the few windows of the file that headers lie in, so that an IFD and the arrays behind it
-   usually cost one request (an IFD often lies *after* its tiles, so reading only the start of a file is not enough).
-2. ``read_ifds`` follows the chain of IFDs and decodes their entries; large arrays stay where they are.
-3. ``TiffIfd.numbers`` reads an array when somebody asks for it.
+1. ``read_ifds`` follows the chain of IFDs and decodes their entries; large arrays stay where they are.
+2. ``TiffIfd.numbers`` reads an array when somebody asks for it.
 
 Headers are untrusted: loops, absurd counts and offsets past the end are errors that name the file.
 """
@@ -17,12 +15,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from online_patching.bytesource import ByteSource, shown_url
-from online_patching.errors import SlideFormatError
+from online_patching.formats.header_reader import HeaderReader
 
 ByteOrder = Literal["<", ">"]
 
-WINDOW_BYTES = 16 * 1024
 MAX_IFDS = 256
 MAX_ENTRIES = 1024
 # 2 GiB of offsets would be 268 million tiles in one level; no scanner comes near.
@@ -41,49 +37,6 @@ TILE_OFFSETS, TILE_BYTE_COUNTS, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 339, 347
 
 
 _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "<", b"MM": ">"}
-
-
-class HeaderReader:
-    """Reads small pieces of one object and counts what that costs.
-
-    Attributes:
-        requests: Range requests made.
-        bytes_read: Bytes received.
-    """
-
-    def __init__(self, source: ByteSource, size: int) -> None:
-        self.url = shown_url(source.url)
-        self.size = size
-        self.requests = 0
-        self.bytes_read = 0
-        self._source = source
-        self._windows: list[tuple[int, bytes]] = []
-
-    async def read(self, start: int, length: int) -> bytes:
-        """Bytes [start, start + length) of the object.
-
-        Raises:
-            SlideFormatError: The range reaches past the end of the file.
-        """
-        if start < 0 or length < 0 or start + length > self.size:
-            raise self.error(
-                f"its headers point to {length} bytes at {start}, past its end at {self.size}: the file is cut off or"
-                " damaged; copy it again"
-            )
-        for window_start, data in self._windows:
-            if window_start <= start and start + length <= window_start + len(data):
-                return data[start - window_start : start - window_start + length]
-        wanted = min(max(length, WINDOW_BYTES), self.size - start)
-        (data,) = await self._source.read_ranges([(start, wanted)])
-        self.requests += 1
-        self.bytes_read += len(data)
-        if length <= WINDOW_BYTES:
-            self._windows.append((start, data))
-        return data[:length]
-
-    def error(self, message: str) -> SlideFormatError:
-        """A format error that names the file."""
-        return SlideFormatError(f"{self.url}: {message}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +111,6 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     Raises:
         SlideFormatError: Not a TIFF, or a damaged one.
     """
-    if reader.size < 16:
-        raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, 16)
     order = _BYTE_ORDERS.get(head[:2])
     magic = struct.unpack(order + "H", head[2:4])[0] if order else None

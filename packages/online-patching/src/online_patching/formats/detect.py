@@ -1,0 +1,45 @@
+"""Which format is a slide of, and who reads its headers?
+
+A file is told by its first bytes, a folder by what lies in it; the name of a file says nothing for certain. A format
+that no other library than ours has written the test files of is *experimental*: it opens only where that is asked for.
+"""
+
+from __future__ import annotations
+
+from online_patching.formats.header import FoundSlide
+from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.tiff_slide import read_tiff_slide
+from online_patching.storage import Store
+
+# A DICOM file is told by "DICM" at byte 128.
+HEAD_BYTES = 132
+MIN_BYTES = 16
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF"
+
+
+async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[FoundSlide, int, int]:
+    """Read the headers of whatever lies at a URL.
+
+    Args:
+        store: Opens objects and lists folders.
+        url: A file, or the folder of a slide that is several files.
+        experimental: Open experimental formats as well.
+
+    Returns:
+        The slide, the number of range requests made and the bytes received.
+
+    Raises:
+        StorageError: The object cannot be reached.
+        SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
+    """
+    source = store.open(url)
+    reader = HeaderReader(source, await source.info())
+    if reader.size < MIN_BYTES:
+        raise reader.error(f"not a slide: it has {reader.size} bytes")
+    head = await reader.read(0, min(HEAD_BYTES, reader.size))
+    if head[:4] in TIFF_MAGIC:
+        found = await read_tiff_slide(reader, experimental=experimental)
+    else:
+        raise reader.error(f"not a slide: it starts with {head[:16]!r}; supported: {SUPPORTED}")
+    return found, reader.requests, reader.bytes_read
