@@ -55,6 +55,15 @@ class ByteSource(Protocol):
         """The bytes of every range, in order; ``expected`` pins the object that is read."""
         ...
 
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """All bytes of an object whose size is not known beforehand, with its size and version.
+
+        Raises:
+            NotFoundError: It does not exist.
+            StorageError: It is larger than ``max_bytes``, or cannot be read.
+        """
+        ...
+
 
 def shown_url(url: str) -> str:
     """The URL as it may appear in messages: without user, password, query and fragment."""
@@ -89,6 +98,16 @@ def check_length(data: bytes, byte_range: ByteRange, url: str) -> bytes:
             " headers say, or the store cut the answer: check the upload"
         )
     return data
+
+
+def check_size(size: int, max_bytes: int, url: str) -> None:
+    """Refuse an object that is larger than whoever asked for the whole of it can use.
+
+    Raises:
+        StorageError: It is larger.
+    """
+    if size > max_bytes:
+        raise StorageError(f"{shown_url(url)}: {size} bytes, at most {max_bytes} are expected there: check the upload")
 
 
 def check_unchanged(info: ObjectInfo, expected: ObjectInfo | None, url: str) -> None:
