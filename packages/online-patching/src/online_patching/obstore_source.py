@@ -26,7 +26,7 @@ from online_patching.bytesource import (
     check_unchanged,
     shown_url,
 )
-from online_patching.errors import NotFoundError, SlideChangedError, StorageError
+from online_patching.errors import NotFoundError, PatchingError, SlideChangedError, StorageError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -183,7 +183,7 @@ class ObstoreSource:
             info = ObjectInfo(int(answer.meta["size"]), (answer.meta["e_tag"] or "").strip('"'))
             check_size(info.size, max_bytes, self.url)
             data = bytes(await answer.bytes_async())
-        except StorageError:
+        except PatchingError:
             raise
         except Exception as error:
             raise _translated(self.url, error) from error

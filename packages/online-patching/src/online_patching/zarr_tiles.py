@@ -17,7 +17,7 @@ import numpy as np
 
 from online_patching.bytesource import PinnedObject, check_unchanged, shown_url
 from online_patching.decode import Pixels
-from online_patching.errors import CorruptTileError, PatchingError, SlideChangedError
+from online_patching.errors import CorruptTileError, SlideChangedError, StorageError
 from online_patching.formats.header import SlideHeader
 from online_patching.formats.ome_zarr import OmeZarrSlide, read_ome_zarr
 from online_patching.storage import Store
@@ -80,7 +80,7 @@ class ZarrTiles:
             # Slices of zarr end where the array ends.
             stored = np.asarray(await slide.arrays[level].getitem(selection))
             pixels = _as_rgb(stored, slide.axes)
-        except PatchingError:
+        except StorageError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:160] or type(error).__name__

@@ -240,5 +240,5 @@ class _Checks:
                     configuration[key], inner = self.v3_codecs(configuration.get(key), in_shard=True)
                     names = (*names, *inner)
                 self.choice(configuration, "index_location", ("start", "end"), "end")
-            chain.append({"name": name, "configuration": configuration})
+            chain.append({"name": name} | ({"configuration": configuration} if configuration else {}))
         return chain, names
