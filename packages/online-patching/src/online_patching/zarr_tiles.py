@@ -10,6 +10,7 @@ padded with white to a whole tile. A chunk that was never written is the array's
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ class ZarrTiles:
         self._store = store
         self._objects = tuple(objects)
         self._header = header
-        self._opened: asyncio.Future[OmeZarrSlide] | None = None
+        self._opened: tuple[int, asyncio.Future[OmeZarrSlide]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -97,14 +98,15 @@ class ZarrTiles:
 
     async def _open(self) -> OmeZarrSlide:
         """The arrays, opened once in a process however many reads come at the same time."""
-        if self._opened is None:
-            self._opened = asyncio.ensure_future(self._read_again())
-        opening = self._opened
+        if self._opened is None or self._opened[0] != os.getpid():
+            # A fork copies the future, but not the loop that would fulfil it.
+            self._opened = (os.getpid(), asyncio.ensure_future(self._read_again()))
+        mine = self._opened
         try:
             # Who gives up must not take it away from the others who wait.
-            return await asyncio.shield(opening)
+            return await asyncio.shield(mine[1])
         except BaseException:
-            if opening.done() and self._opened is opening:
+            if mine[1].done() and self._opened is mine:
                 self._opened = None
             raise
 

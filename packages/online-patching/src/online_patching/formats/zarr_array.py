@@ -23,11 +23,20 @@ MAX_CHUNKS_A_SHARD = 1 << 20
 MAX_CODECS = 8
 WHITE = 255
 
-_NUMCODECS = ("blosc", "zlib", "gzip", "zstd", "lz4", "bz2", "lzma", "shuffle", "delta", "crc32", "crc32c", "adler32")
-_IMAGE = ("jpeg", "jpeg8", "jpeg2k", "jpegls", "jpegxl", "webp", "png", "lzw", "deflate", "zlib", "zstd", "lz4")
-IMAGECODECS = tuple(f"imagecodecs_{name}" for name in _IMAGE)
-V2_CODECS = (*_NUMCODECS, "fletcher32", *IMAGECODECS)
-V3_CODECS = ("bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", *(f"numcodecs.{name}" for name in _NUMCODECS))
+_NUMCODECS = ("blosc", "zlib", "gzip", "zstd", "lz4")
+_CHECKS_AND_FILTERS = ("shuffle", "delta", "crc32", "crc32c", "adler32")
+_IMAGE = ("jpeg", "jpeg8", "jpeg2k", "jpegls", "jpegxl", "webp", "png")
+_V2_COMPRESSORS = (*_NUMCODECS, *(f"imagecodecs_{name}" for name in _IMAGE))
+_V3_COMPRESSORS = ("blosc", "gzip", "zstd", *(f"numcodecs.{name}" for name in _NUMCODECS))
+COMPRESSORS = {*_V2_COMPRESSORS, *_V3_COMPRESSORS}
+V2_CODECS = (*_V2_COMPRESSORS, *_CHECKS_AND_FILTERS, "fletcher32")
+V3_CODECS = (
+    "bytes",
+    "transpose",
+    "crc32c",
+    *_V3_COMPRESSORS,
+    *(f"numcodecs.{name}" for name in _CHECKS_AND_FILTERS),
+)
 SHARDING = "sharding_indexed"
 
 _V3_KEYS = {
@@ -47,6 +56,7 @@ class ZarrArray:
         shape: Length of every axis.
         chunks: Shape of the chunks; of the inner ones where they lie in shards.
         codecs: Names of all codecs.
+        shard_index: Whether the array has shards, and at which end of them their index lies.
     """
 
     name: str
@@ -55,11 +65,17 @@ class ZarrArray:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     codecs: tuple[str, ...]
+    shard_index: Literal["start", "end"] | None = None
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk's pixels."""
+        return math.prod(self.chunks)
 
     @property
     def max_stored_bytes(self) -> int:
         """More than a chunk's stored bytes can be; what is larger is damaged, or a bomb."""
-        return 2 * math.prod(self.chunks) + (1 << 16)
+        return 2 * self.chunk_bytes + (1 << 12)
 
 
 def checked_array(document: object, *, name: str, where: str) -> ZarrArray:
@@ -92,6 +108,7 @@ def _v2_array(fields: dict[str, Any], check: _Checks, name: str) -> ZarrArray:
     if not isinstance(filters, list) or len(filters) > MAX_CODECS:
         raise check.error(f"filters are {_shown(filters)}, allowed: a list of at most {MAX_CODECS}")
     names = tuple(check.codec_name(stage, "id", V2_CODECS) for stage in [*filters, *stages])
+    check.one_compressor(names)
     order = check.choice(fields, "order", ("C", "F"), "C")
     separator = check.choice(fields, "dimension_separator", (".", "/"), ".")
     fill = fields.get("fill_value")
@@ -128,9 +145,10 @@ def _v3_array(fields: dict[str, Any], check: _Checks, name: str) -> ZarrArray:
     separator = "/" if keys["name"] == "default" else "."
     separator = check.choice(keys["configuration"], "separator", (".", "/"), separator)
     codecs, names = check.v3_codecs(fields.get("codecs"))
-    # Where something follows or precedes the shards, they are not told apart from outside: the shard is the chunk.
-    sharded = len(codecs) == 1 and codecs[0]["name"] == SHARDING
-    chunks = check.inner_chunks(codecs[0]["configuration"], stored) if sharded else stored
+    sharding = codecs[0]["configuration"] if names[0] == SHARDING else None
+    if (SHARDING in names and sharding is None) or (sharding is not None and len(codecs) > 1):
+        raise check.error("shards beside other codecs are not supported: put those codecs into the shards")
+    chunks = stored if sharding is None else check.inner_chunks(sharding, stored)
     check.chunk_bytes(chunks)
     document = {
         "zarr_format": 3,
@@ -143,7 +161,8 @@ def _v3_array(fields: dict[str, Any], check: _Checks, name: str) -> ZarrArray:
         "codecs": codecs,
         "attributes": {},
     }
-    return ZarrArray(name, 3, document, shape, chunks, names)
+    location: Literal["start", "end"] = "start" if (sharding or {}).get("index_location") == "start" else "end"
+    return ZarrArray(name, 3, document, shape, chunks, names, None if sharding is None else location)
 
 
 def _shown(value: object) -> str:
@@ -218,6 +237,21 @@ class _Checks:
             )
         return name
 
+    def shard_index(self, configuration: dict[str, Any]) -> None:
+        """Indexes are stored as they are, with a checksum or without."""
+        self.choice(configuration, "index_location", ("start", "end"), "end")
+        first, *others = configuration["index_codecs"]
+        if first != {"name": "bytes", "configuration": {"endian": "little"}} or others not in (
+            [],
+            [{"name": "crc32c"}],
+        ):
+            raise self.error("the index of its shards is not stored as little-endian bytes (and crc32c)")
+
+    def one_compressor(self, names: tuple[str, ...]) -> None:
+        """A bomb within a bomb would pass every bound."""
+        if sum(name in COMPRESSORS for name in names) > 1:
+            raise self.error(f"the codecs {', '.join(names)} compress twice, allowed: once")
+
     def extension(self, value: object, what: str, allowed: tuple[str, ...]) -> dict[str, Any]:
         """A v3 extension point (name and configuration); a bare name has an empty configuration."""
         fields = {"name": value} if isinstance(value, str) else self.mapping(value, what)
@@ -239,6 +273,7 @@ class _Checks:
                 for key in ("codecs", "index_codecs"):
                     configuration[key], inner = self.v3_codecs(configuration.get(key), in_shard=True)
                     names = (*names, *inner)
-                self.choice(configuration, "index_location", ("start", "end"), "end")
+                self.shard_index(configuration)
             chain.append({"name": name} | ({"configuration": configuration} if configuration else {}))
+        self.one_compressor(tuple(codec["name"] for codec in chain))
         return chain, names

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 import warnings
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from online_patching.bytesource import ByteSource, ObjectInfo, PinnedObject, check_unchanged, join_url
 from online_patching.errors import NotFoundError, SlideFormatError
+from online_patching.formats.chunk_bytes import ChunkClaimError, check_claim
 from online_patching.formats.zarr_array import ZarrArray
 from online_patching.storage import Store
 
@@ -31,10 +33,8 @@ from online_patching.storage import Store
 KEPT_SHARDS = 256
 # A chunk that is missing is the fill value only while the slide itself is there, which is asked this often.
 PRESENCE_SECONDS = 30.0
-
-
-class CorruptChunkError(Exception):
-    """What a shard says of its chunks cannot be true."""
+# Offset and length of a chunk in the index of its shard; a checksum may follow the index.
+_INDEX_ENTRY, _CHECKSUM_BYTES = struct.Struct("<QQ"), 4
 
 
 class ArrayStore(ZarrStore):
@@ -56,6 +56,7 @@ class ArrayStore(ZarrStore):
         self._array = array
         self._pinned = pinned
         self._present_until = 0.0
+        self._checking = asyncio.Lock()
         self._shards: OrderedDict[str, asyncio.Future[_Shard]] = OrderedDict()
 
     def __eq__(self, other: object) -> bool:
@@ -77,7 +78,18 @@ class ArrayStore(ZarrStore):
 
     async def _whole(self, key: str) -> bytes:
         data, _ = await self._source_of(key).read_whole(max_bytes=self._array.max_stored_bytes)
+        self._check(data if self._array.shard_index is None else self._only_chunk(data))
         return data
+
+    def _check(self, data: bytes) -> None:
+        check_claim(data, self._array.codecs, self._array.chunk_bytes)
+
+    def _only_chunk(self, shard: bytes) -> bytes:
+        """The chunk of a shard of one, which zarr reads whole."""
+        checksums = len(self._array.document["codecs"][0]["configuration"]["index_codecs"]) - 1
+        size = _INDEX_ENTRY.size + checksums * _CHECKSUM_BYTES
+        offset, length = _INDEX_ENTRY.unpack_from(shard, len(shard) - size if self._array.shard_index == "end" else 0)
+        return shard[offset : offset + length]
 
     async def _part(self, key: str, byte_range: ByteRequest) -> bytes:
         shard = await self._shard(key)
@@ -88,8 +100,10 @@ class ArrayStore(ZarrStore):
         else:
             start, end = byte_range.start, byte_range.end
         if not 0 <= start <= end <= shard.info.size or end - start > self._array.max_stored_bytes:
-            raise CorruptChunkError(f"its shard says that it lies at {start} to {end} of {shard.info.size} bytes")
+            raise ChunkClaimError(f"its shard says that it lies at {start} to {end} of {shard.info.size} bytes")
         (data,) = await shard.source.read_ranges([(start, end - start)], expected=shard.info)
+        if (self._array.shard_index, start) != ("start", 0):
+            self._check(data)
         return data
 
     async def _shard(self, key: str) -> _Shard:
@@ -115,10 +129,10 @@ class ArrayStore(ZarrStore):
         return self._store.open(join_url(self._folder, key))
 
     async def _check_presence(self) -> None:
-        if time.monotonic() < self._present_until:
-            return
-        check_unchanged(await self._store.open(self._pinned.url).info(), self._pinned.info, self._pinned.url)
-        self._present_until = time.monotonic() + PRESENCE_SECONDS
+        async with self._checking:
+            if time.monotonic() >= self._present_until:
+                check_unchanged(await self._store.open(self._pinned.url).info(), self._pinned.info, self._pinned.url)
+                self._present_until = time.monotonic() + PRESENCE_SECONDS
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -183,7 +197,7 @@ class _Shard:
     async def index(self, suffix: int) -> bytes:
         """The last bytes of the shard: the index of its chunks."""
         if suffix > self.info.size:
-            raise CorruptChunkError(f"its shard has {self.info.size} bytes, its index alone {suffix}")
+            raise ChunkClaimError(f"its shard has {self.info.size} bytes, its index alone {suffix}")
         if suffix not in self._index:
             place = (self.info.size - suffix, suffix)
             self._index[suffix] = asyncio.ensure_future(self.source.read_ranges([place], expected=self.info))
