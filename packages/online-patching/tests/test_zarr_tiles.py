@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
 import shutil
 import tracemalloc
@@ -209,6 +210,19 @@ def test_through_a_catalog(s3_server: S3Server, bucket: str, folder: Path, tmp_p
             x_level0_px=request.x_level0_px, y_level0_px=request.y_level0_px, size_px=100, mpp=request.mpp
         )
         np.testing.assert_array_equal(patch, near)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_slide_opened_before_a_fork_reads_after_it(s3_server: S3Server, bucket: str) -> None:
+    slide = open_slide(f"{bucket}/v05-sharded.ome.zarr", storage_options=s3_server.storage_options)
+    np.testing.assert_array_equal(read_all(slide, 1), LEVELS[1])
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=lambda: answers.put(read_all(slide, 0)))
+    child.start()
+    np.testing.assert_array_equal(answers.get(timeout=60), LEVELS[0])
+    child.join(timeout=10)
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("document", ["zarr.json", "1/zarr.json"])

@@ -115,7 +115,8 @@ class ZarrTiles:
         slide = await read_ome_zarr(self._store, pinned[0].url.rpartition("/")[0])
         for now, then in zip(slide.found.objects, pinned, strict=False):
             check_unchanged(now.info, then.info, then.url)
-        if [each.url for each in slide.found.objects] != [each.url for each in pinned]:
+        same_objects = [each.url for each in slide.found.objects] == [each.url for each in pinned]
+        if not same_objects or slide.found.header.levels != self._header.levels:
             raise SlideChangedError(
                 f"{shown_url(slide.folder_url)}: its levels changed; run `online-patching index` again"
             )

@@ -4,7 +4,7 @@ A few hundred stored bytes can claim gigabytes, and decompressors allocate what 
 claim from the head of the stream before anything is decompressed. Streams of gzip and zlib state nothing, but expand at
 most a thousandfold (RFC 1951), which the bound on a chunk's stored bytes limits.
 
-Sources: RFC 8878 section 3.1.1 (Zstandard frames), c-blosc ``README_CHUNK_FORMAT``, numcodecs (LZ4: the size goes first).
+Sources: RFC 8878 section 3.1.1 (Zstandard frames), c-blosc ``README_CHUNK_FORMAT``; numcodecs puts the size before LZ4.
 """
 
 from __future__ import annotations
