@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
 
-from online_patching.errors import NotFoundError, SlideChangedError, StorageError
+from online_patching.errors import NotFoundError, SlideChangedError, SlideFormatError, StorageError
 
 ByteRange = tuple[int, int]
 """(start, length) in bytes."""
@@ -55,6 +55,16 @@ class ByteSource(Protocol):
         """The bytes of every range, in order; ``expected`` pins the object that is read."""
         ...
 
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """All bytes of an object whose size is not known beforehand, with its size and version.
+
+        Raises:
+            NotFoundError: It does not exist.
+            SlideFormatError: It is larger than ``max_bytes``.
+            StorageError: It cannot be read.
+        """
+        ...
+
 
 def shown_url(url: str) -> str:
     """The URL as it may appear in messages: without user, password, query and fragment."""
@@ -89,6 +99,18 @@ def check_length(data: bytes, byte_range: ByteRange, url: str) -> bytes:
             " headers say, or the store cut the answer: check the upload"
         )
     return data
+
+
+def check_size(size: int, max_bytes: int, url: str) -> None:
+    """Refuse an object that is larger than what it should hold can be.
+
+    Raises:
+        SlideFormatError: It is larger.
+    """
+    if size > max_bytes:
+        raise SlideFormatError(
+            f"{shown_url(url)}: {size} bytes, at most {max_bytes} are expected there: the file is damaged"
+        )
 
 
 def check_unchanged(info: ObjectInfo, expected: ObjectInfo | None, url: str) -> None:

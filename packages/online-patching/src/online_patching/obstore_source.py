@@ -22,10 +22,11 @@ from online_patching.bytesource import (
     ByteSource,
     ObjectInfo,
     check_length,
+    check_size,
     check_unchanged,
     shown_url,
 )
-from online_patching.errors import NotFoundError, SlideChangedError, StorageError
+from online_patching.errors import NotFoundError, PatchingError, SlideChangedError, StorageError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -172,6 +173,21 @@ class ObstoreSource:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """The object, by one request; its body is not fetched where the answer's head says that it is too large."""
+        import obstore
+
+        try:
+            answer = await obstore.get_async(self._store, self._path)
+            info = ObjectInfo(int(answer.meta["size"]), (answer.meta["e_tag"] or "").strip('"'))
+            check_size(info.size, max_bytes, self.url)
+            data = bytes(await answer.bytes_async())
+        except PatchingError:
+            raise
+        except Exception as error:
+            raise _translated(self.url, error) from error
+        return check_length(data, (0, info.size), self.url), info
 
     async def _read(self, byte_range: ByteRange, expected: ObjectInfo | None) -> bytes:
         import obstore

@@ -20,10 +20,11 @@ from online_patching.assemble import resize, stitch
 from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject, shown_url
 from online_patching.decode import Pixels, decode_tile
 from online_patching.errors import CorruptTileError
-from online_patching.formats.header import SlideHeader, TileRanges
+from online_patching.formats.header import Codec, SlideHeader, TileRanges
 from online_patching.geometry import LevelWindow, tiles_of_window
 from online_patching.plan import merge_ranges
 from online_patching.storage import Store
+from online_patching.zarr_tiles import ZarrTiles
 
 # One task a batch: a task a tile would cost as much in hand-overs as it gains.
 DECODE_BATCH_TILES = 16
@@ -127,6 +128,8 @@ class RangeTiles:
 
 def open_handle(store: Store, objects: Sequence[PinnedObject], header: SlideHeader, lookup: TileLookup) -> SlideHandle:
     """The handle of an indexed slide; nothing is requested yet."""
+    if header.encodings[0].codec is Codec.ZARR:
+        return SlideHandle(header, ZarrTiles(store, objects, header))
     sources = tuple((store.open(each.url), each.info) for each in objects)
     return SlideHandle(header, RangeTiles(sources, header, lookup))
 

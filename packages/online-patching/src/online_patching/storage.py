@@ -28,6 +28,7 @@ from online_patching.bytesource import (
     ObjectInfo,
     PinnedObject,
     check_length,
+    check_size,
     check_unchanged,
     join_url,
     local_path,
@@ -57,6 +58,10 @@ class LocalSource:
         """All ranges in one hop to a thread, with the file checked through the descriptor that is read."""
         return await asyncio.to_thread(self._read, ranges, expected)
 
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """The file, in one hop to a thread."""
+        return await asyncio.to_thread(self._read_whole, max_bytes)
+
     def _open(self) -> int:
         path = local_path(self.url)
         assert path is not None, "LocalSource is made for local paths only"
@@ -79,6 +84,17 @@ class LocalSource:
         try:
             check_unchanged(_stat_info(descriptor), expected, self.url)
             return [check_length(os.pread(descriptor, r[1], r[0]), r, self.url) for r in ranges]
+        except OSError as error:
+            raise StorageError(f"{self.url}: reading failed ({error.strerror})") from error
+        finally:
+            os.close(descriptor)
+
+    def _read_whole(self, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        descriptor = self._open()
+        try:
+            info = _stat_info(descriptor)
+            check_size(info.size, max_bytes, self.url)
+            return check_length(os.pread(descriptor, info.size, 0), (0, info.size), self.url), info
         except OSError as error:
             raise StorageError(f"{self.url}: reading failed ({error.strerror})") from error
         finally:
@@ -114,6 +130,13 @@ class FsspecSource:
             self._seen = info
         answers = await asyncio.gather(*(self._call("cat_file", self._path, start=s, end=s + n) for s, n in ranges))
         return [check_length(bytes(data), r, self.url) for data, r in zip(answers, ranges, strict=True)]
+
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """The object; size and version cost a request of their own here."""
+        info = await self.info()
+        check_size(info.size, max_bytes, self.url)
+        data = bytes(await self._call("cat_file", self._path))
+        return check_length(data, (0, info.size), self.url), info
 
     async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -161,6 +184,10 @@ class RemoteSource:
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The bytes of every range, in order."""
         return await self._source().read_ranges(ranges, expected=expected)
+
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """All bytes, with size and version."""
+        return await self._source().read_whole(max_bytes=max_bytes)
 
     def _source(self) -> ByteSource:
         if self._client is None or self._client[0] != os.getpid():

@@ -6,8 +6,13 @@ that no other library than ours has written the test files of is *experimental*:
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from online_patching.bytesource import local_path
+from online_patching.errors import NotFoundError
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.ome_zarr import read_ome_zarr
 from online_patching.formats.tiff_slide import read_tiff_slide
 from online_patching.storage import Store
 
@@ -15,7 +20,7 @@ from online_patching.storage import Store
 HEAD_BYTES = 132
 MIN_BYTES = 16
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF"
+SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, OME-Zarr"
 
 
 async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[FoundSlide, int, int]:
@@ -33,8 +38,18 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
+    if _is_folder(url):
+        return await _read_folder(store, url)
     source = store.open(url)
-    reader = HeaderReader(source, await source.info())
+    try:
+        info = await source.info()
+    except NotFoundError as missing:
+        # A store knows no folders: what is no object may still be the start of some objects' names.
+        try:
+            return await _read_folder(store, url)
+        except NotFoundError:
+            raise missing from None
+    reader = HeaderReader(source, info)
     if reader.size < MIN_BYTES:
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, min(HEAD_BYTES, reader.size))
@@ -43,3 +58,13 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
     else:
         raise reader.error(f"not a slide: it starts with {head[:16]!r}; supported: {SUPPORTED}")
     return found, reader.requests, reader.bytes_read
+
+
+def _is_folder(url: str) -> bool:
+    path = local_path(url)
+    return url.rstrip("/").lower().endswith(".zarr") or url.endswith("/") or (path is not None and Path(path).is_dir())
+
+
+async def _read_folder(store: Store, url: str) -> tuple[FoundSlide, int, int]:
+    slide = await read_ome_zarr(store, url)
+    return slide.found, slide.requests, slide.bytes_read
