@@ -25,6 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,6 +84,7 @@ def main() -> None:
         "benchmark": "indexing",
         "latency_ms": arguments.latency_ms,
         "mb_per_second": arguments.mb_per_second,
+        "tile_bytes": arguments.tile_bytes,
         "repeats": arguments.repeats,
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "versions": {name: version for name in LIBRARIES if (version := _version(name))},
@@ -108,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--latency-ms", type=float, default=20.0, help="added to each request")
     parser.add_argument("--mb-per-second", type=float, help="limit of each answer (default: none)")
+    parser.add_argument("--tile-bytes", type=int, default=1024, help="mean length of a tile of the generated slides")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cohort", type=int, default=64, help="slides of the cohort; 0 leaves it out")
     parser.add_argument("--small", action="store_true", help="two small generated slides only, for a quick look")
@@ -116,8 +119,9 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.slides is not None and not arguments.slides.is_dir():
         parser.error(f"--slides {arguments.slides}: no such folder")
-    if arguments.repeats < 1 or arguments.cohort < 0:
-        parser.error("--repeats: allowed 1 or more; --cohort: allowed 0 or more")
+    for name, least in (("repeats", 1), ("cohort", 0), ("tile_bytes", 2)):
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: got {getattr(arguments, name)}, allowed {least} or more")
     return arguments
 
 
@@ -130,7 +134,8 @@ def _version(library: str) -> str | None:
 
 def _upload_slides(server: S3Server, folder: Path, arguments: argparse.Namespace) -> list[Result]:
     """Put all slides into a bucket; what they are, one record a slide."""
-    generated = {write_slide(folder, spec).name for spec in (SMALL if arguments.small else FULL)}
+    specs = [replace(spec, tile_bytes=arguments.tile_bytes) for spec in (SMALL if arguments.small else FULL)]
+    generated = {write_slide(folder, spec).name for spec in specs}
     if arguments.slides is not None:
         for path in sorted(p for p in arguments.slides.rglob("*") if p.suffix.lower() in SUFFIXES):
             shutil.copyfile(path, folder / path.name)
