@@ -73,11 +73,17 @@ def main() -> None:
             clients, missing = peers.clients(options)
             if arguments.caches:
                 clients = [clients[0], *(peers.tifffile_client(options, cache) for cache in peers.CACHES)]
-            results = _measure(slides, clients, proxy, arguments.repeats)
+            results: list[Result] = []
+            for slide in slides:
+                results += _measure(slide, clients, proxy, arguments.repeats)
+                _print_slide(slide, results[-len(clients) :])
             cohort_results = _measure_cohort(cohort, clients, proxy, arguments.repeats)
     for line in missing:
         print(line)
-    _print_slides(slides, results)
+    for generated, title in ((True, "generated slides"), (False, "slides of the folder")):
+        names = {slide["slide"] for slide in slides if slide["generated"] is generated}
+        if names:
+            _print_summary(title, [row for row in results if row["slide"] in names])
     _print_cohort(cohort_results)
     report = {
         "format_version": FORMAT_VERSION,
@@ -167,33 +173,32 @@ def _upload_cohort(server: S3Server, folder: Path, count: int) -> list[str]:
     return urls
 
 
-def _measure(slides: list[Result], clients: list[Client], proxy: LatencyProxy, repeats: int) -> list[Result]:
-    """One record a slide and client."""
-    results = []
-    for slide in slides:
-        able: list[tuple[Client, Result]] = []
-        expected = None
-        for client in clients:
-            record: Result = {"slide": slide["slide"], "client": client.name, "refused": None, "same_tiles": None}
-            results.append(record)
-            try:
-                # Also the warm-up: clients, sessions and imports are there when the clock runs.
-                tiles = client.tiles(client.index(slide["url"]))
-            except Exception as error:
-                record["refused"] = _one_line(error)
-                continue
-            if client.name == OURS:
-                expected = tiles
-                slide["levels"], slide["tiles"] = len(tiles), sum(level.shape[1] for level in tiles)
-            elif expected is not None:
-                record["same_tiles"] = peers.same_tiles(expected, tiles)
-            able.append((client, record))
-        samples: dict[str, list[Result]] = {client.name: [] for client, _ in able}
-        for _ in range(repeats):
-            for client, _ in able:
-                samples[client.name].append(_sample(partial(client.index, slide["url"]), proxy))
-        for client, record in able:
-            record.update(_medians(samples[client.name]))
+def _measure(slide: Result, clients: list[Client], proxy: LatencyProxy, repeats: int) -> list[Result]:
+    """One record a client."""
+    results: list[Result] = []
+    able: list[tuple[Client, Result]] = []
+    expected = None
+    for client in clients:
+        record: Result = {"slide": slide["slide"], "client": client.name, "refused": None, "same_tiles": None}
+        results.append(record)
+        try:
+            # Also the warm-up: clients, sessions and imports are there when the clock runs.
+            tiles = client.tiles(client.index(slide["url"]))
+        except Exception as error:
+            record["refused"] = _one_line(error)
+            continue
+        if client.name == OURS:
+            expected = tiles
+            slide["levels"], slide["tiles"] = len(tiles), sum(level.shape[1] for level in tiles)
+        elif expected is not None:
+            record["same_tiles"] = peers.same_tiles(expected, tiles)
+        able.append((client, record))
+    samples: dict[str, list[Result]] = {client.name: [] for client, _ in able}
+    for _ in range(repeats):
+        for client, _ in able:
+            samples[client.name].append(_sample(partial(client.index, slide["url"]), proxy))
+    for client, record in able:
+        record.update(_medians(samples[client.name]))
     return results
 
 
@@ -233,20 +238,15 @@ def _one_line(error: Exception) -> str:
     return text[:200] if isinstance(error, PatchingError) else f"{type(error).__name__}: {text}"[:200]
 
 
-def _print_slides(slides: list[Result], results: list[Result]) -> None:
-    for slide in slides:
-        headers = f"{slide['ifds']} IFDs, {slide['header_bytes']:,} bytes of headers" if slide["ifds"] else "no TIFF"
-        print(f"\n{slide['slide']}: {slide['bytes'] / 1e6:.1f} MB, {headers}, {slide.get('tiles', 0):,} tiles")
-        for row in (row for row in results if row["slide"] == slide["slide"]):
-            if row["refused"]:
-                print(f"  {row['client']:28} refused: {row['refused']}")
-                continue
+def _print_slide(slide: Result, results: list[Result]) -> None:
+    headers = f"{slide['ifds']} IFDs, {slide['header_bytes']:,} bytes of headers" if slide["ifds"] else "no TIFF"
+    print(f"\n{slide['slide']}: {slide['bytes'] / 1e6:.1f} MB, {headers}, {slide.get('tiles', 0):,} tiles")
+    for row in results:
+        if row["refused"]:
+            print(f"  {row['client']:28} refused: {row['refused']}")
+        else:
             note = "" if row["same_tiles"] is not False else "  OTHER TILES THAN OURS"
-            print(f"  {row['client']:28} {_costs(row)}{note}")
-    for generated, title in ((True, "generated slides"), (False, "slides of the folder")):
-        names = {slide["slide"] for slide in slides if slide["generated"] is generated}
-        if names:
-            _print_summary(title, [row for row in results if row["slide"] in names])
+            print(f"  {row['client']:28} {_costs(row)}{note}", flush=True)
 
 
 def _print_summary(title: str, results: list[Result]) -> None:

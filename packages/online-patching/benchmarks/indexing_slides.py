@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+# Also for indexing.py, which imports this module before it needs the tools.
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 from svs_writer import Tag, TiffPages
 
