@@ -1,18 +1,21 @@
 """Slides with headers of the size that scanners write, and what those headers weigh.
 
-Steps: the directories are real ones of Aperio SVS (data before arrays before directory, stripped pages between the
-levels) and of pyramids as tifffile writes them (directory before data). Only tiles are filler bytes: indexing must not
-read them. Files stay large enough that no directory lies near the next one by accident.
+Directories lie as Aperio's do (data, directory, arrays; stripped pages between the levels), as in files whose arrays
+come before their directory, and as tifffile puts them (directory before data). Only tiles are filler bytes: indexing
+must not read them. By default they are a tenth as long as real ones, so files are small for their headers, which
+favours whoever reads far ahead; ``tile_bytes`` makes them as long as wanted.
 """
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
 
 # Also for indexing.py, which imports this module before it needs the tools.
@@ -35,7 +38,8 @@ class HeaderSpec:
         width_px, height_px: Size of level 0.
         tile_px: Side of a tile.
         downsamples: Of the levels.
-        writer: "aperio", or "tifffile" for a generic pyramid.
+        writer: "aperio", "arrays-first" for an Aperio slide whose arrays lie before their directory, or "tifffile" for
+            a generic pyramid.
         compression: TIFF compression of the levels.
         big_tiff: 64-bit offsets.
         tile_bytes: Mean length of a tile.
@@ -63,12 +67,12 @@ FULL = (
         compression=_JPEG,
     ),
     HeaderSpec(
-        name="aperio-jpeg2000-33k.svs",
+        name="arrays-first-jpeg2000-33k.svs",
         width_px=49_920,
         height_px=43_000,
         tile_px=256,
         downsamples=(1, 4, 16),
-        writer="aperio",
+        writer="arrays-first",
         compression=_APERIO_JPEG2000_RGB,
     ),
     HeaderSpec(
@@ -127,10 +131,10 @@ COHORT_SLIDE = HeaderSpec(
 def write_slide(folder: Path, spec: HeaderSpec) -> Path:
     """Write one slide into a folder."""
     path = folder / spec.name
-    if spec.writer == "aperio":
-        _write_aperio(path, spec)
-    else:
+    if spec.writer == "tifffile":
         _write_pyramid(path, spec)
+    else:
+        _write_aperio(path, spec)
     return path
 
 
@@ -148,8 +152,33 @@ def _level_size(spec: HeaderSpec, downsample: int) -> tuple[int, int, int]:
     return width, height, -(-width // spec.tile_px) * -(-height // spec.tile_px)
 
 
+class _ArraysLast(TiffPages):
+    """A classic TIFF whose values and arrays follow their directory, as in Aperio's files."""
+
+    def add_page(self, tags: list[Tag], blocks: npt.NDArray[np.int64], *, tiled: bool) -> None:
+        numbers = (324, 325) if tiled else (273, 279)
+        arrays: list[Tag] = [(n, _LONG, tuple(b.tolist())) for n, b in zip(numbers, blocks, strict=True)]
+        position = self._write_aligned(b"")
+        place = position + 6 + 12 * (len(tags) + 2)
+        entries, values = [], []
+        for number, field, content in sorted([*tags, *arrays]):
+            letter = "H" if field == _SHORT else "I"
+            data = content if isinstance(content, bytes) else struct.pack(f"<{len(content)}{letter}", *content)
+            inline = data
+            if len(data) > 4:
+                inline = struct.pack("<I", place)
+                values.append(data + bytes(len(data) % 2))
+                place += len(values[-1])
+            entries.append(struct.pack("<HHI", number, field, len(content)) + inline.ljust(4, b"\0"))
+        self._file.write(struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4) + b"".join(values))
+        self._file.seek(self._link)
+        self._file.write(struct.pack("<I", position))
+        self._link = position + 2 + 12 * len(entries)
+        self._file.seek(0, 2)
+
+
 def _write_aperio(path: Path, spec: HeaderSpec) -> None:
-    with TiffPages(path, big_tiff=spec.big_tiff) as pages:
+    with (_ArraysLast if spec.writer == "aperio" else TiffPages)(path, big_tiff=spec.big_tiff) as pages:
         for downsample in spec.downsamples:
             width, height, tiles = _level_size(spec, downsample)
             tags: list[Tag] = [(322, _SHORT, (spec.tile_px,)), (323, _SHORT, (spec.tile_px,))]
