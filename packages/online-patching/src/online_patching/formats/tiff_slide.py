@@ -29,7 +29,7 @@ async def read_tiff_slide(reader: HeaderReader, *, experimental: bool = False) -
         SlideFormatError: Not such a slide, a damaged one, or one whose colours are not certain.
     """
     ifds = await tiff.read_ifds(reader)
-    await tiff.fetch_values(reader, ifds[:1], (tiff.IMAGE_DESCRIPTION, tiff.SOFTWARE, tiff.SUB_IFDS))
+    await tiff.fetch_values(reader, ifds[:1], (tiff.IMAGE_DESCRIPTION, tiff.SOFTWARE))
     description = await ifds[0].text(tiff.IMAGE_DESCRIPTION)
     software = await ifds[0].text(tiff.SOFTWARE)
     _refuse_other_vendors(reader, description, software)
@@ -76,7 +76,11 @@ async def _read_ome_tiff(reader: HeaderReader, ifds: list[TiffIfd], description:
         )
     if (width, height) != (await ifd.number(tiff.IMAGE_WIDTH), await ifd.number(tiff.IMAGE_LENGTH)):
         raise reader.error(f"its OME-XML says {width} x {height} px, its directory {image.ifd or 0} another size")
+    # The list of lower levels often lies behind the arrays of this one: all that is one request.
+    await tiff.fetch_values(reader, [ifd], (tiff.SUB_IFDS, tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS))
     levels = as_pyramid(reader, await read_levels(reader, [ifd, *await tiff.read_sub_ifds(reader, ifd)]))
+    if any(level.geometry.width_px >= width for level in levels[1:]):
+        raise reader.error("an OME-TIFF whose sub-resolutions are no smaller than the image: the file is damaged")
     properties = {"Name": image.name} if image.name else {}
     return slide_of(reader, levels, vendor="ome-tiff", mpp=image.mpp, properties=properties)
 
