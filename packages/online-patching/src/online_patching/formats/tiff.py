@@ -25,8 +25,8 @@ ByteOrder = Literal["<", ">"]
 
 MAX_IFDS = 256
 MAX_ENTRIES = 1024
-# Four million 64-bit offsets: a level of 524,288 x 524,288 px in tiles of 256.
-MAX_ARRAY_BYTES = 32 << 20
+# Three million 64-bit offsets: a level of 443,000 x 443,000 px in tiles of 256.
+MAX_ARRAY_BYTES = 24 << 20
 # A usual directory.
 IFD_BYTES = 512
 # The last directories often lie near the end of the file.

@@ -25,8 +25,8 @@ from online_patching.geometry import LevelGeometry
 MAX_SIDE_PX = 1 << 24
 # 4096 x 4096 px are 50 MB decoded; more in one tile is a bomb or no slide.
 MAX_TILE_AREA_PX = 1 << 24
-# Tiles of all levels of a slide: 524,288 x 524,288 px in tiles of 256 and its pyramid below.
-MAX_TILES = 6_000_000
+# Tiles of all levels of a slide: 380,000 x 380,000 px in tiles of 256 and its pyramid below.
+MAX_TILES = 3 << 20
 # No encoding makes a tile much larger than its raw samples.
 MAX_EXPANSION, EXPANSION_SLACK_BYTES = 2, 1 << 20
 # A level's sides may differ from level 0's by rounding, and by a tile's padding on small levels.
@@ -132,7 +132,7 @@ async def read_levels(reader: HeaderReader, ifds: Sequence[TiffIfd]) -> list[Tif
     encodings = [await _read_encoding(reader, ifd) for ifd in ifds]
     tiles = sum(geometry.tiles_x * geometry.tiles_y for geometry in geometries)
     if tiles > MAX_TILES:
-        raise reader.error(f"its levels claim {tiles} tiles (allowed: {MAX_TILES}): the file is damaged")
+        raise reader.error(f"its levels claim {tiles} tiles (allowed: {MAX_TILES}): the file is damaged, or write it with larger tiles")
     await tiff.fetch_values(reader, ifds, _ARRAYS)
     return [
         TiffLevel(geometry, encoding, await _read_tiles(reader, ifd, geometry, encoding))
