@@ -23,6 +23,8 @@ MAX_IFDS = 256
 MAX_ENTRIES = 1024
 # 2 GiB of offsets would be 268 million tiles in one level; no scanner comes near.
 MAX_ARRAY_BYTES = 2 << 30
+# Philips' description holds the label and macro pictures: a few MB.
+MAX_TEXT_BYTES = 16 << 20
 
 # TIFF 6.0 section 2 and the BigTIFF types: code -> NumPy type without byte order.
 _TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 16: "u8"}
@@ -56,6 +58,10 @@ class TiffIfd:
 
     def __contains__(self, tag: int) -> bool:
         return tag in self._entries
+
+    def count(self, tag: int) -> int:
+        """How many values a tag has; 0 where it is missing."""
+        return self._entries[tag].count if tag in self._entries else 0
 
     async def numbers(self, tag: int) -> npt.NDArray[np.generic]:
         """All values of a numeric tag; rationals come as float64.
@@ -94,7 +100,15 @@ class TiffIfd:
         return (await self.numbers(tag)).tobytes() if tag in self._entries else b""
 
     async def text(self, tag: int) -> str:
-        """An ASCII tag as text, or empty where it is missing."""
+        """An ASCII tag as text, or empty where it is missing.
+
+        Raises:
+            SlideFormatError: It is longer than any header's text.
+        """
+        if self.count(tag) > MAX_TEXT_BYTES:
+            raise self._reader.error(
+                f"TIFF tag {tag} holds a text of {self.count(tag)} bytes (allowed: {MAX_TEXT_BYTES}): a damaged file"
+            )
         return (await self.raw(tag)).split(b"\0", 1)[0].decode("utf-8", "replace")
 
     async def _array(self, entry: _Entry, kind: str, per_value: int) -> npt.NDArray[np.generic]:

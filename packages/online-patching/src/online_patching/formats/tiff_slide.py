@@ -13,6 +13,7 @@ from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.tiff import TiffIfd
 from online_patching.formats.tiff_level import as_pyramid, read_level, slide_of
+from online_patching.formats.tiff_vendors import read_vendor_slide
 
 
 async def read_tiff_slide(reader: HeaderReader, *, experimental: bool = False) -> FoundSlide:
@@ -24,6 +25,9 @@ async def read_tiff_slide(reader: HeaderReader, *, experimental: bool = False) -
     ifds = await tiff.read_ifds(reader)
     description = await ifds[0].text(tiff.IMAGE_DESCRIPTION)
     software = await ifds[0].text(tiff.SOFTWARE)
+    found = await read_vendor_slide(reader, ifds, description=description, software=software, experimental=experimental)
+    if found is not None:
+        return found
     _refuse_other_vendors(reader, description, software)
     tiled = [ifd for ifd in ifds if tiff.TILE_OFFSETS in ifd]
     if not tiled:
