@@ -101,3 +101,68 @@ def write_philips(
                 metadata=None,
             )
         writer.write(image[:40, :60], photometric="rgb", description="Macro -offset=(0,0)", metadata=None)
+
+
+def leica_xml(
+    sizes_px: list[tuple[int, int]],
+    *,
+    nm_per_px: int = 500,
+    offset_px: tuple[int, int] = (800, 400),
+    regions: int = 1,
+    light: str = "brightfield",
+    planes: int = 1,
+    first_ifd: int = 1,
+) -> str:
+    """The description of a Leica SCN: a macro as large as the glass in directory 0, and regions of given levels."""
+    glass = (26_000_000, 76_000_000)
+
+    def image(place: tuple[int, ...], dimensions: str, light: str) -> str:
+        x, y, width, height = place
+        return (
+            '<image name="i"><creationDate>2012-01-01T10:00:00Z</creationDate><device model="Leica SCN400"/>'
+            f'<pixels sizeX="1" sizeY="1">{dimensions}</pixels>'
+            f'<view sizeX="{width}" sizeY="{height}" offsetX="{x}" offsetY="{y}" spacingZ="0"/><scanSettings>'
+            "<objectiveSettings><objective>20</objective></objectiveSettings><illuminationSettings>"
+            f"<numericalAperture>0.4</numericalAperture><illuminationSource>{light}</illuminationSource>"
+            "</illuminationSettings></scanSettings></image>"
+        )
+
+    levels = "".join(
+        f'<dimension sizeX="{width}" sizeY="{height}" r="{r}" z="{z}" ifd="{first_ifd + z * len(sizes_px) + r}"/>'
+        for z in range(planes)
+        for r, (width, height) in enumerate(sizes_px)
+    )
+    place = tuple(nm_per_px * value for value in (*offset_px, *sizes_px[0]))
+    macro = image((0, 0, *glass), '<dimension sizeX="130" sizeY="380" r="0" ifd="0"/>', "brightfield")
+    return (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="c"'
+        f' sizeX="{glass[0]}" sizeY="{glass[1]}">{macro}{image(place, levels, light) * regions}</collection></scn>'
+    )
+
+
+def write_leica(
+    path: Path,
+    image: Pixels,
+    *,
+    tile: int = 64,
+    downsamples: tuple[int, ...] = (1, 2, 4),
+    planes: int = 1,
+    description: str | None = None,
+) -> None:
+    """A Leica SCN of 0.5 um/px: a tiled macro, then the levels of each focal plane, the other planes black."""
+    levels = pyramid(image, downsamples)
+    sizes = [(level.shape[1], level.shape[0]) for level in levels]
+    description = description or leica_xml(sizes, planes=planes)
+    macro = np.asarray(cv2.resize(image, (130, 380)), np.uint8)
+    others = [np.zeros_like(level) for level in levels] * (planes - 1)
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        for number, pixels in enumerate([macro, *levels, *others]):
+            writer.write(
+                pixels,
+                photometric="rgb",
+                tile=(tile, tile),
+                compression="jpeg",
+                compressionargs={"level": 90},
+                description=description if number == 0 else None,
+                metadata=None,
+            )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.leica_scn import NAMESPACE as LEICA_NAMESPACE
+from online_patching.formats.leica_scn import read_leica_scn
 from online_patching.formats.philips import read_philips
 from online_patching.formats.tiff import TiffIfd
 
@@ -29,6 +31,7 @@ class Dialect:
 
 
 PHILIPS = Dialect("Philips TIFF", read_philips)
+LEICA = Dialect("Leica SCN", read_leica_scn)
 
 
 async def read_vendor_slide(
@@ -60,4 +63,6 @@ async def read_vendor_slide(
 def _dialect(description: str, software: str) -> tuple[Dialect | None, str]:
     if software.startswith("Philips"):
         return PHILIPS, description
+    if LEICA_NAMESPACE in description:
+        return LEICA, description
     return None, ""

@@ -10,6 +10,7 @@ grows, so that neither its size, its depth nor its entities can cost more than a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
@@ -92,3 +93,19 @@ def child_text(element: Element, *path: str) -> str:
     """Text of the first descendant along a path, or empty."""
     found = next(children(element, *path), None)
     return (found.text or "").strip() if found is not None else ""
+
+
+def attribute_number(reader: HeaderReader, element: Element, name: str) -> float:
+    """A numeric attribute of an element.
+
+    Raises:
+        SlideFormatError: It is missing or no finite number.
+    """
+    text = element.get(name, "")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise reader.error(f"its XML header has {name}={text[:40]!r} in <{local_name(element)}>: a number is expected")
+    return value
