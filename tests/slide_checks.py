@@ -62,19 +62,22 @@ def _index_or_error(data: bytes) -> SlideIndex | PatchingError:
         return error
 
 
-def assert_levels_equal_openslide(slide: Slide, oracle: openslide.OpenSlide, *, x_px: int = 0, y_px: int = 0) -> None:
+def assert_levels_equal_openslide(
+    slide: Slide, oracle: openslide.OpenSlide, *, levels: Sequence[int] | None = None, x_px: int = 0, y_px: int = 0
+) -> None:
     """Every whole level has OpenSlide's pixels, and is white where OpenSlide has none.
 
     Args:
         slide: Read here.
         oracle: The same file in OpenSlide.
+        levels: OpenSlide's number of every level, where it makes up levels that are not stored.
         x_px: Where level 0 of the slide begins on OpenSlide's canvas; divisible by every downsample.
         y_px: The same, downwards.
     """
-    assert len(slide.levels) == oracle.level_count
-    for level, geometry in enumerate(slide.levels):
+    numbers = range(oracle.level_count) if levels is None else levels
+    for level, (number, geometry) in enumerate(zip(numbers, slide.levels, strict=True)):
         size = (geometry.width_px, geometry.height_px)
-        expected = np.asarray(oracle.read_region((x_px, y_px), level, size))
+        expected = np.asarray(oracle.read_region((x_px, y_px), number, size))
         read = slide.read_level(level=level, x_px=0, y_px=0, width_px=size[0], height_px=size[1])
         inside = expected[..., 3] == 255
         assert inside.any()

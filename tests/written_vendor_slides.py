@@ -6,6 +6,7 @@ opens what comes out, which is what makes these files worth testing with.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import numpy.typing as npt
 import tifffile
 
 Pixels = npt.NDArray[np.uint8]
+# TIFF tags by number: the type's number and the values.
+Tags = dict[int, tuple[int, object]]
 
 
 def pyramid(image: Pixels, downsamples: tuple[int, ...]) -> list[Pixels]:
@@ -166,3 +169,159 @@ def write_leica(
                 description=description if number == 0 else None,
                 metadata=None,
             )
+
+
+def jpeg_header_length(jpeg: bytes) -> int:
+    """Bytes of a JPEG up to the end of its scan header."""
+    at = 2
+    while True:
+        marker, at = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == 0xDA:
+            return at
+
+
+def restart_jpeg(image: Pixels, interval_mcus: int, *, sampling: int) -> tuple[bytes, list[int]]:
+    """A JPEG with restart markers by OpenCV, and where the data of each interval begins."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_RST_INTERVAL, interval_mcus]
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    jpeg = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), options)[1].tobytes()
+    start = jpeg_header_length(jpeg)
+    markers = [k for k in range(start, len(jpeg) - 1) if jpeg[k] == 0xFF and 0xD0 <= jpeg[k + 1] <= 0xD7]
+    return jpeg, [start, *(k + 2 for k in markers)]
+
+
+def joined_jpeg(image: Pixels, interval_mcus: int) -> tuple[bytes, list[int]]:
+    """A JPEG wider than a JPEG can state (its size is 0), joined from intervals that are encoded one by one."""
+    height, width = image.shape[:2]
+    step = 8 * interval_mcus
+    blocks = [image[y : y + 8, x : x + step] for y in range(0, height, 8) for x in range(0, width, step)]
+    jpegs = [
+        cv2.imencode(".jpg", np.ascontiguousarray(block), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111])[1].tobytes()
+        for block in blocks
+    ]
+    length = jpeg_header_length(jpegs[0])
+    header = bytearray(jpegs[0][:length])
+    frame = header.index(b"\xff\xc0")
+    header[frame + 5 : frame + 9] = height.to_bytes(2, "big") + bytes(2)
+    scan = header.index(b"\xff\xda")
+    header[scan:scan] = b"\xff\xdd\0\4" + interval_mcus.to_bytes(2, "big")
+    data, starts = bytes(header), []
+    pieces = [data]
+    place = len(data)
+    for k, jpeg in enumerate(jpegs):
+        end = bytes((0xFF, 0xD9 if k == len(jpegs) - 1 else 0xD0 + k % 8))
+        starts.append(place)
+        pieces.append(jpeg[length:-2] + end)
+        place += len(pieces[-1])
+    return b"".join(pieces), starts
+
+
+class NdpiWriter:
+    """Writes the directories of an NDPI: 32-bit entries, 64-bit links, the high bits of every entry behind them."""
+
+    def __init__(self, path: Path, *, gap_bytes: int = 0) -> None:
+        self.file = path.open("wb")
+        self.file.write(b"II*\0" + bytes(8))
+        self.link_at = 4
+        # A hole in the file: everything behind it has offsets of more than 32 bits.
+        self.file.seek(gap_bytes, 1)
+
+    def write(self, size: tuple[int, int], jpeg: bytes, starts: list[int], tags: Tags) -> None:
+        """One directory; ``tags`` add to, or with None take away from, those of every NDPI."""
+        strip = self._append(jpeg)
+        all_tags: Tags = {
+            256: (4, [size[0]]),
+            257: (4, [size[1]]),
+            258: (3, [8, 8, 8]),
+            259: (3, [7]),
+            262: (3, [6]),
+            272: (2, b"C9600-12\0"),
+            273: (4, [strip]),
+            277: (3, [3]),
+            278: (4, [size[1]]),
+            279: (4, [len(jpeg)]),
+            282: (5, [22_000, 1]),
+            283: (5, [22_000, 1]),
+            296: (3, [3]),
+            65420: (4, [1]),
+            65421: (11, [20.0]),
+            65422: (9, [-1_500_000]),
+            65423: (9, [2_500_000]),
+            65424: (9, [0]),
+            65427: (2, b"R\0"),
+            65449: (2, b"Created=2010\r\nProduct=NDP\r\n\0"),
+        }
+        if len(starts) > 1:
+            all_tags[65426] = (4, [start & 0xFFFFFFFF for start in starts])
+            all_tags[65432] = (4, [start >> 32 for start in starts])
+        all_tags |= tags
+        entries, highs = b"", b""
+        for tag, (type_code, values) in sorted(all_tags.items()):
+            if values is None:
+                continue
+            count, low, high = self._value(type_code, values)
+            entries += struct.pack("<HHI", tag, type_code, count) + low
+            highs += high
+        directory = self._append(struct.pack("<H", len(entries) // 12) + entries + bytes(8) + highs)
+        self.file.seek(self.link_at)
+        self.file.write(struct.pack("<Q", directory))
+        self.link_at = directory + 2 + len(entries)
+        self.file.seek(0, 2)
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.file.close()
+
+    def _append(self, data: bytes) -> int:
+        place = self.file.tell()
+        self.file.write(data)
+        return place
+
+    def _value(self, type_code: int, values: object) -> tuple[int, bytes, bytes]:
+        """Count of a tag's values, and the low and high halves of its value or offset."""
+        if isinstance(values, bytes):
+            return len(values), *self._halves(self._append(values))
+        assert isinstance(values, list)
+        kind = {3: "H", 4: "I", 5: "I", 9: "i", 11: "f"}[type_code]
+        count = len(values) // 2 if type_code == 5 else len(values)
+        if type_code == 4 and count == 1:
+            return 1, *self._halves(values[0])
+        data = struct.pack(f"<{len(values)}{kind}", *values)
+        return (count, data.ljust(4, b"\0"), bytes(4)) if len(data) <= 4 else (count, *self._halves(self._append(data)))
+
+    @staticmethod
+    def _halves(value: int) -> tuple[bytes, bytes]:
+        return struct.pack("<I", value & 0xFFFFFFFF), struct.pack("<I", value >> 32)
+
+
+def write_ndpi(
+    path: Path,
+    image: Pixels,
+    *,
+    downsamples: tuple[int, ...] = (1, 2, 4),
+    interval_mcus: int = 16,
+    sampling: int = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    gap_bytes: int = 0,
+    tags: Tags | None = None,
+) -> None:
+    """An NDPI of 10000/22000 um/px: levels with restart markers, the last without, another focal plane and a macro.
+
+    Args:
+        path: File to write.
+        image: Level 0; its sides must divide by MCU, interval and downsample.
+        downsamples: Of the levels.
+        interval_mcus: MCUs between restart markers.
+        sampling: OpenCV's constant of the chroma subsampling.
+        gap_bytes: Size of a hole after the first bytes.
+        tags: To replace, as (type, values), or to leave out, as (0, None), in level 0.
+    """
+    writer = NdpiWriter(path, gap_bytes=gap_bytes)
+    for k, level in enumerate(pyramid(image, downsamples)):
+        last = k == len(downsamples) - 1
+        jpeg, starts = restart_jpeg(level, 0 if last else interval_mcus, sampling=sampling)
+        lens: Tags = {65421: (11, [20.0 / downsamples[k]])}
+        writer.write((level.shape[1], level.shape[0]), jpeg, starts, lens | (tags or {}) if k == 0 else lens)
+    specials: list[Tags] = [{65424: (9, [500])}, {65421: (11, [-1.0])}]
+    for special in specials:
+        writer.write((128, 64), *restart_jpeg(np.zeros((64, 128, 3), np.uint8), 0, sampling=sampling), special)
+    writer.close()

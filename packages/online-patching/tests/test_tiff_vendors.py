@@ -16,9 +16,13 @@ from online_patching.index import index_slide
 from online_patching.loop import run
 from slide_checks import MemoryStore, assert_damage_is_survived
 from written_slides import tissue_image
-from written_vendor_slides import Pixels, write_leica, write_philips
+from written_vendor_slides import Pixels, write_leica, write_ndpi, write_philips
 
-WRITERS: dict[str, Callable[[Path, Pixels], None]] = {"Philips TIFF": write_philips, "Leica SCN": write_leica}
+WRITERS: dict[str, Callable[[Path, Pixels], None]] = {
+    "Philips TIFF": write_philips,
+    "Leica SCN": write_leica,
+    "Hamamatsu NDPI": write_ndpi,
+}
 dialects = pytest.mark.parametrize("name", WRITERS)
 
 
@@ -37,7 +41,7 @@ def header_places(name: str) -> list[tuple[int, int]]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "x.tiff"
         path.write_bytes(written(name))
-        with tifffile.TiffFile(path) as opened:
+        with tifffile.TiffFile(path, is_ndpi=True if name == "Hamamatsu NDPI" else None) as opened:
             for page in opened.pages:
                 places.append((page.offset, page.offset + 280))
                 places += [(t.valueoffset, t.valueoffset + t.count) for t in page.tags if t.code in (270, 700)]

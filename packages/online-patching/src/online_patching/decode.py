@@ -21,6 +21,8 @@ Pixels = npt.NDArray[np.uint8]
 # libjpeg's colour space numbers (jpeglib.h, J_COLOR_SPACE).
 JCS_GREY, JCS_RGB, JCS_YCBCR = 1, 2, 3
 _JPEG_COLOURS = {Colour.GREY: JCS_GREY, Colour.RGB: JCS_RGB, Colour.YCBCR: JCS_YCBCR}
+# Second bytes of the markers RST0 to RST7 and EOI.
+_INTERVAL_ENDS = frozenset({*range(0xD0, 0xD8), 0xD9})
 
 
 def decode_tile(data: bytes, encoding: TileEncoding, width_px: int, height_px: int) -> Pixels:
@@ -52,6 +54,7 @@ def decode_tile(data: bytes, encoding: TileEncoding, width_px: int, height_px: i
 def _decode(data: bytes, encoding: TileEncoding, shape: tuple[int, int, int]) -> Pixels:
     match encoding.codec, encoding.colour:
         case Codec.JPEG, colour:
+            data = _whole_jpeg(encoding.jpeg_header, data) if encoding.jpeg_header else data
             return _jpeg(data, encoding.jpeg_tables, _JPEG_COLOURS[colour])
         case Codec.JPEG2000, Colour.YCBCR:
             pixels = _array(imagecodecs.jpeg2k_decode(data))
@@ -66,6 +69,13 @@ def _decode(data: bytes, encoding: TileEncoding, shape: tuple[int, int, int]) ->
 
 def _jpeg(data: bytes, tables: bytes, colorspace: int) -> Pixels:
     return _array(imagecodecs.jpeg8_decode(data, tables=tables or None, colorspace=colorspace, outcolorspace=JCS_RGB))
+
+
+def _whole_jpeg(header: bytes, interval: bytes) -> bytes:
+    """A restart interval, with the marker at its end, as a JPEG of its own (ISO 10918-1 B.2.1)."""
+    if interval[-2:-1] != b"\xff" or interval[-1] not in _INTERVAL_ENDS:
+        raise ValueError("no restart marker at its end")
+    return b"".join((header, interval[:-2], b"\xff\xd9"))
 
 
 def _lossless(data: bytes, codec: Codec, size: int) -> bytes | bytearray:

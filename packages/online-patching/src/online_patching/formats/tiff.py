@@ -42,7 +42,9 @@ _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "<", b"MM": ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class TiffEntry:
+    """One entry of a directory: how many values of which type lie at which byte of the file."""
+
     type_code: int
     count: int
     value_offset: int
@@ -51,7 +53,7 @@ class _Entry:
 class TiffIfd:
     """One image file directory; values are read when asked for."""
 
-    def __init__(self, reader: HeaderReader, order: ByteOrder, entries: dict[int, _Entry]) -> None:
+    def __init__(self, reader: HeaderReader, order: ByteOrder, entries: dict[int, TiffEntry]) -> None:
         self._reader = reader
         self._order = order
         self._entries = entries
@@ -111,7 +113,7 @@ class TiffIfd:
             )
         return (await self.raw(tag)).split(b"\0", 1)[0].decode("utf-8", "replace")
 
-    async def _array(self, entry: _Entry, kind: str, per_value: int) -> npt.NDArray[np.generic]:
+    async def _array(self, entry: TiffEntry, kind: str, per_value: int) -> npt.NDArray[np.generic]:
         dtype = np.dtype(kind).newbyteorder(self._order)
         length = entry.count * per_value * dtype.itemsize
         if length > MAX_ARRAY_BYTES:
@@ -154,7 +156,7 @@ async def _read_ifd(reader: HeaderReader, order: ByteOrder, big: bool, offset: i
     if count > MAX_ENTRIES:
         raise reader.error(f"a TIFF directory claims {count} entries (allowed: {MAX_ENTRIES}): the file is damaged")
     body = await reader.read(offset + count_size, count * entry_size + inline)
-    entries: dict[int, _Entry] = {}
+    entries: dict[int, TiffEntry] = {}
     for k in range(count):
         record = body[k * entry_size : (k + 1) * entry_size]
         tag, type_code, values = struct.unpack(order + ("HHQ" if big else "HHI"), record[:-inline])
@@ -164,6 +166,6 @@ async def _read_ifd(reader: HeaderReader, order: ByteOrder, big: bool, offset: i
             place = offset + count_size + k * entry_size + entry_size - inline
         else:
             (place,) = struct.unpack(order + ("Q" if big else "I"), record[-inline:])
-        entries[tag] = _Entry(type_code, values, place)
+        entries[tag] = TiffEntry(type_code, values, place)
     (following,) = struct.unpack(order + ("Q" if big else "I"), body[-inline:])
     return TiffIfd(reader, order, entries), following

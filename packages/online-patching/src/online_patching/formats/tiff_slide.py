@@ -11,8 +11,8 @@ import re
 from online_patching.formats import tiff
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import as_pyramid, read_level, slide_of
+from online_patching.formats.ndpi_directories import read_ndpi_directories
+from online_patching.formats.tiff_level import as_pyramid, mpp_from_resolution, read_level, slide_of
 from online_patching.formats.tiff_vendors import read_vendor_slide
 
 
@@ -22,7 +22,7 @@ async def read_tiff_slide(reader: HeaderReader, *, experimental: bool = False) -
     Raises:
         SlideFormatError: Not such a slide, a damaged one, or one whose colours are not certain.
     """
-    ifds = await tiff.read_ifds(reader)
+    ifds = await read_ndpi_directories(reader) or await tiff.read_ifds(reader)
     description = await ifds[0].text(tiff.IMAGE_DESCRIPTION)
     software = await ifds[0].text(tiff.SOFTWARE)
     found = await read_vendor_slide(reader, ifds, description=description, software=software, experimental=experimental)
@@ -37,7 +37,7 @@ async def read_tiff_slide(reader: HeaderReader, *, experimental: bool = False) -
         properties = aperio_properties(description)
         mpp = _positive(properties.get("MPP"))
         return slide_of(reader, levels, vendor="aperio", mpp=mpp, properties=properties)
-    mpp = await _mpp_from_resolution(tiled[0])
+    mpp = await mpp_from_resolution(tiled[0])
     return slide_of(reader, levels, vendor="generic-tiff", mpp=mpp, properties={})
 
 
@@ -55,16 +55,6 @@ def _refuse_other_vendors(reader: HeaderReader, description: str, software: str)
     if software.startswith("Philips") or "<OME" in description or "<scn" in description or "<iScan" in description:
         name = "Philips" if software.startswith("Philips") else re.findall(r"OME|scn|iScan", description)[0]
         raise reader.error(f"a {name} TIFF, which this version does not read; supported: Aperio SVS, pyramidal TIFF")
-
-
-async def _mpp_from_resolution(ifd: TiffIfd) -> float | None:
-    um_per_unit = {2: 25400.0, 3: 10000.0}.get(await ifd.number(tiff.RESOLUTION_UNIT, 2))
-    x, y = await ifd.real(tiff.X_RESOLUTION), await ifd.real(tiff.Y_RESOLUTION)
-    if um_per_unit is None or not x or not y:
-        return None
-    mpp = um_per_unit * (1 / x + 1 / y) / 2
-    # 72 and 96 dots an inch are what image libraries write when they know nothing.
-    return mpp if 0.01 < mpp < 100 else None
 
 
 def _positive(text: str | None) -> float | None:

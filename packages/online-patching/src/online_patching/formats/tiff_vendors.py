@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from online_patching.formats.hamamatsu_ndpi import read_hamamatsu_ndpi
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.leica_scn import NAMESPACE as LEICA_NAMESPACE
 from online_patching.formats.leica_scn import read_leica_scn
+from online_patching.formats.ndpi_directories import FORMAT_FLAG as NDPI_FORMAT_FLAG
 from online_patching.formats.philips import read_philips
 from online_patching.formats.tiff import TiffIfd
 
@@ -32,6 +34,7 @@ class Dialect:
 
 PHILIPS = Dialect("Philips TIFF", read_philips)
 LEICA = Dialect("Leica SCN", read_leica_scn)
+HAMAMATSU = Dialect("Hamamatsu NDPI", read_hamamatsu_ndpi)
 
 
 async def read_vendor_slide(
@@ -49,7 +52,7 @@ async def read_vendor_slide(
     Raises:
         SlideFormatError: It is in one of them but damaged, not readable as one grid of tiles, or was not asked for.
     """
-    dialect, text = _dialect(description, software)
+    dialect, text = _dialect(ifds[0], description, software)
     if dialect is None:
         return None
     if not experimental:
@@ -60,9 +63,11 @@ async def read_vendor_slide(
     return await dialect.read(reader, ifds, text)
 
 
-def _dialect(description: str, software: str) -> tuple[Dialect | None, str]:
+def _dialect(ifd: TiffIfd, description: str, software: str) -> tuple[Dialect | None, str]:
     if software.startswith("Philips"):
         return PHILIPS, description
+    if NDPI_FORMAT_FLAG in ifd:
+        return HAMAMATSU, ""
     if LEICA_NAMESPACE in description:
         return LEICA, description
     return None, ""
