@@ -17,6 +17,7 @@ import numpy.typing as npt
 import tifffile
 
 Pixels = npt.NDArray[np.uint8]
+XMP_TAG = 700
 # TIFF tags by number: the type's number and the values.
 Tags = dict[int, tuple[int, object]]
 
@@ -325,3 +326,79 @@ def write_ndpi(
     for special in specials:
         writer.write((128, 64), *restart_jpeg(np.zeros((64, 128, 3), np.uint8), 0, sampling=sampling), special)
     writer.close()
+
+
+def ventana_xmp(columns: int, rows: int, tile: int, *, overlap_px: int = 0, areas: int = 1) -> str:
+    """The XMP of level 0: how the tiles of an area are joined; they are numbered to and fro from the bottom."""
+
+    def number(column: int, row: int) -> int:
+        above = rows - 1 - row
+        return above * columns + (columns - 1 - column if above % 2 else column) + 1
+
+    def joint(direction: str, first: int, second: int, overlap: int) -> str:
+        return (
+            f'<TileJointInfo FlagJoined="1" Confidence="98" Direction="{direction}" Tile1="{first}" Tile2="{second}"'
+            f' OverlapX="{overlap}" OverlapY="0"/>'
+        )
+
+    joints = "".join(
+        joint("RIGHT", number(column, row), number(column + 1, row), overlap_px)
+        for row in range(rows)
+        for column in range(columns - 1)
+    ) + "".join(
+        joint("UP", number(column, row), number(column, row - 1), 0)
+        for row in range(1, rows)
+        for column in range(columns)
+    )
+    area = (
+        f'<ImageInfo AOIScanned="1" AOIIndex="0" NumRows="{rows}" NumCols="{columns}" Width="{tile}" Height="{tile}"'
+        f' Pos-X="0" Pos-Y="0">{joints}</ImageInfo>'
+    )
+    origins = "".join(f'<AOI{k} OriginX="0" OriginY="0"/>' for k in range(areas))
+    return (
+        f'<?xml version="1.0"?><EncodeInfo Ver="2"><SlideStitchInfo>{area * areas}</SlideStitchInfo>'
+        f"<AoiOrigin>{origins}</AoiOrigin></EncodeInfo>"
+    )
+
+
+def write_ventana(
+    path: Path,
+    image: Pixels,
+    *,
+    tile: int = 64,
+    downsamples: tuple[int, ...] = (1, 2, 4),
+    iscan: str = '<iScan Magnification="40" ScanRes="0.2325" UnitNumber="BI10" UserName="somebody" Z-layers="1"/>',
+    xmp: str | None = None,
+    stitched: bool = False,
+    names: tuple[str, ...] = ("level=0 mag=40 quality=90", "level=1 mag=20 quality=90", "level=2 mag=10 quality=90"),
+) -> None:
+    """A Ventana BIF: the label with the scanner's XMP, a thumbnail, then the levels.
+
+    Args:
+        path: File to write.
+        image: Level 0; enlarged to whole tiles unless stitched.
+        tile: Side of the tiles.
+        downsamples: Of the levels.
+        iscan: The scanner's element.
+        xmp: Of level 0 instead of one without overlaps.
+        stitched: A Ventana TIFF: level 0 has no XMP, and its sizes are not padded.
+        names: Descriptions of the levels.
+    """
+    base = image if stitched else padded(image, tile)
+    xmp = xmp or ventana_xmp(base.shape[1] // tile, base.shape[0] // tile, tile)
+    with tifffile.TiffWriter(path, bigtiff=True) as writer:
+        data = f"<Metadata>{iscan}</Metadata>".encode()
+        for name, tags in (("Label Image", [(XMP_TAG, 1, len(data), data, True)]), ("Thumbnail", [])):
+            writer.write(image[:40, :60], photometric="rgb", description=name, extratags=tags, metadata=None)
+        for k, level in enumerate(pyramid(base, downsamples)):
+            tags = [(XMP_TAG, 1, len(xmp), xmp.encode(), True)] if k == 0 and not stitched else []
+            writer.write(
+                level,
+                photometric="rgb",
+                tile=(tile, tile),
+                compression="jpeg",
+                compressionargs={"level": 90},
+                description=names[k],
+                extratags=tags,
+                metadata=None,
+            )

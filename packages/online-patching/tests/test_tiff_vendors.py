@@ -16,12 +16,13 @@ from online_patching.index import index_slide
 from online_patching.loop import run
 from slide_checks import MemoryStore, assert_damage_is_survived
 from written_slides import tissue_image
-from written_vendor_slides import Pixels, write_leica, write_ndpi, write_philips
+from written_vendor_slides import Pixels, write_leica, write_ndpi, write_philips, write_ventana
 
 WRITERS: dict[str, Callable[[Path, Pixels], None]] = {
     "Philips TIFF": write_philips,
     "Leica SCN": write_leica,
     "Hamamatsu NDPI": write_ndpi,
+    "Ventana BIF": write_ventana,
 }
 dialects = pytest.mark.parametrize("name", WRITERS)
 

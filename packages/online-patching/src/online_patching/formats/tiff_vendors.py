@@ -16,7 +16,8 @@ from online_patching.formats.leica_scn import NAMESPACE as LEICA_NAMESPACE
 from online_patching.formats.leica_scn import read_leica_scn
 from online_patching.formats.ndpi_directories import FORMAT_FLAG as NDPI_FORMAT_FLAG
 from online_patching.formats.philips import read_philips
-from online_patching.formats.tiff import TiffIfd
+from online_patching.formats.tiff import MAX_TEXT_BYTES, TiffIfd
+from online_patching.formats.ventana_bif import XMP, read_ventana_bif
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Dialect:
 PHILIPS = Dialect("Philips TIFF", read_philips)
 LEICA = Dialect("Leica SCN", read_leica_scn)
 HAMAMATSU = Dialect("Hamamatsu NDPI", read_hamamatsu_ndpi)
+VENTANA = Dialect("Ventana BIF", read_ventana_bif)
 
 
 async def read_vendor_slide(
@@ -52,7 +54,7 @@ async def read_vendor_slide(
     Raises:
         SlideFormatError: It is in one of them but damaged, not readable as one grid of tiles, or was not asked for.
     """
-    dialect, text = _dialect(ifds[0], description, software)
+    dialect, text = await _dialect(ifds[0], description, software)
     if dialect is None:
         return None
     if not experimental:
@@ -63,11 +65,15 @@ async def read_vendor_slide(
     return await dialect.read(reader, ifds, text)
 
 
-def _dialect(ifd: TiffIfd, description: str, software: str) -> tuple[Dialect | None, str]:
+async def _dialect(ifd: TiffIfd, description: str, software: str) -> tuple[Dialect | None, str]:
     if software.startswith("Philips"):
         return PHILIPS, description
     if NDPI_FORMAT_FLAG in ifd:
         return HAMAMATSU, ""
     if LEICA_NAMESPACE in description:
         return LEICA, description
+    if 0 < ifd.count(XMP) <= MAX_TEXT_BYTES:
+        xmp = await ifd.text(XMP)
+        if "<iScan" in xmp:
+            return VENTANA, xmp
     return None, ""
