@@ -48,6 +48,8 @@ def test_resolution_comes_from_the_view_and_the_objective_from_the_settings(tmp_
         (leica_xml(SIZES, first_ifd=2), "for the directory 2"),
         (leica_xml(SIZES).replace('ifd="1"', 'ifd="99"'), "directory 99 of 4"),
         (leica_xml(SIZES, nm_per_px=1), "damaged"),
+        (leica_xml(SIZES).replace('sizeX="352000"', 'sizeX="0"'), "damaged"),
+        (leica_xml(SIZES).replace('offsetX="400000"', 'offsetX="1e308"'), "damaged"),
         (leica_xml(SIZES).replace('ifd="1"', 'ifd="one"'), "a number is expected"),
         (leica_xml(SIZES).replace("view", "sight"), "no view"),
         (leica_xml(SIZES).replace("collection", "set"), "no collection"),

@@ -42,6 +42,8 @@ def test_resolution_and_objective_are_those_of_openslide(tmp_path: Path) -> None
         (philips_xml([(0.00025, 0.00025)] * 3), "do not grow"),
         (philips_xml([(0.0005, 0.0005), (0.00025, 0.00025), (0.001, 0.001)]), "do not grow"),
         (philips_xml([(0.0, 0.00025)] * 3), "pixel spacing"),
+        (philips_xml([(1e-9, 1e-9), (0.00025, 0.00025), (0.0005, 0.0005)]), "pixel spacing"),
+        (philips_xml([(0.00001, 0.00001), (0.00025, 0.00025), (0.0005, 0.0005)]), "is said to have the downsample 25"),
         (philips_xml([(0.00025, 0.00025)] * 3, images="WSI WSI"), "2 slide images"),
         (philips_xml([(0.00025, 0.00025)] * 3, images="MACROIMAGE"), "0 slide images"),
         ("<DataObject", "cannot be read"),

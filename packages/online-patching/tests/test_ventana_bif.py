@@ -55,6 +55,9 @@ def test_a_slide_without_scan_resolution_has_no_mpp(tmp_path: Path) -> None:
         ({"names": ("level=0 mag=10", "level=1 mag=20", "level=2 mag=40")}, "magnifications"),
         ({"names": ("level=1 mag=40", "level=0 mag=20", "level=2 mag=10")}, "magnifications"),
         ({"names": ("level=0 mag=nan", "level=1 mag=20", "level=2 mag=10")}, "magnifications"),
+        ({"names": ("level=0 mag=1e308", "level=1 mag=20", "level=2 mag=10")}, "magnifications"),
+        ({"names": ("level=0 mag=900", "level=1 mag=20", "level=2 mag=10")}, "is said to have the downsample 45"),
+        ({"names": ("level=0 mag=20.2", "level=1 mag=20.1", "level=2 mag=20"), "stitched": True}, "the downsample 1"),
         ({"names": ("a", "b", "c")}, "magnifications"),
     ],
 )

@@ -23,6 +23,8 @@ from online_patching.formats.xml_header import attribute_number, child_text, chi
 
 NAMESPACE = "http://www.leica-microsystems.com/scn/"
 BRIGHTFIELD = "brightfield"
+# A metre: more than any glass.
+MAX_GLASS_NM = 1e9
 
 
 async def read_leica_scn(reader: HeaderReader, ifds: list[TiffIfd], description: str) -> FoundSlide:
@@ -43,20 +45,20 @@ async def read_leica_scn(reader: HeaderReader, ifds: list[TiffIfd], description:
     image, view = _region(reader, collection)
     levels = as_pyramid(reader, [await _level(reader, ifds, dimension) for dimension in _dimensions(reader, image)])
     base = levels[0].geometry
-    nm_x, nm_y = (attribute_number(reader, view, name) for name in ("sizeX", "sizeY"))
-    mpp = (nm_x / base.width_px + nm_y / base.height_px) / 2 / 1000
-    if not 0.01 < mpp < 100:
-        raise reader.error(f"a Leica SCN of {nm_x:g} x {nm_y:g} nm, so {mpp:g} um/px: the file is damaged")
+    width, height, x, y = (attribute_number(reader, view, name) for name in ("sizeX", "sizeY", "offsetX", "offsetY"))
+    mpp_x, mpp_y = width / base.width_px / 1000, height / base.height_px / 1000
+    if not (0.01 < mpp_x < 100 and 0.01 < mpp_y < 100 and abs(x) < MAX_GLASS_NM and abs(y) < MAX_GLASS_NM):
+        raise reader.error(f"a Leica SCN of {mpp_x:g} x {mpp_y:g} um/px at ({x:g}, {y:g}) nm: the file is damaged")
     properties = {
         "objective_power": child_text(image, "scanSettings", "objectiveSettings", "objective"),
         "numerical_aperture": child_text(image, "scanSettings", "illuminationSettings", "numericalAperture"),
         "creation_date": child_text(image, "creationDate"),
         "scanner": next((device.get("model", "") for device in children(image, "device")), ""),
-        "region_x_level0_px": str(int(attribute_number(reader, view, "offsetX") * base.width_px / nm_x)),
-        "region_y_level0_px": str(int(attribute_number(reader, view, "offsetY") * base.width_px / nm_x)),
+        "region_x_level0_px": str(int(x / 1000 / mpp_x)),
+        "region_y_level0_px": str(int(y / 1000 / mpp_x)),
     }
     known = {name: value for name, value in properties.items() if value}
-    return slide_of(reader, levels, vendor="leica", mpp=mpp, properties=known)
+    return slide_of(reader, levels, vendor="leica", mpp=(mpp_x + mpp_y) / 2, properties=known)
 
 
 def _region(reader: HeaderReader, collection: Element) -> tuple[Element, Element]:

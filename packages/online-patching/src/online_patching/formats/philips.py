@@ -20,6 +20,8 @@ from online_patching.formats.tiff_level import read_level, slide_of
 from online_patching.formats.xml_header import children, parse_xml
 
 MAX_PROPERTY_CHARACTERS = 256
+# 1 nm to 1 mm: no microscope goes beyond.
+MIN_SPACING_MM, MAX_SPACING_MM = 1e-6, 1.0
 # Whose glass it is: no business of a catalog.
 _NOT_A_PROPERTY = {"PIM_DP_UFS_BARCODE"}
 
@@ -83,7 +85,7 @@ def _spacing_mm(reader: HeaderReader, text: str) -> tuple[float, float]:
         y, x = (float(part) for part in parts)
     except ValueError:
         x = y = 0.0
-    if not (0 < x < 1 and 0 < y < 1):
+    if not all(MIN_SPACING_MM < spacing < MAX_SPACING_MM for spacing in (x, y)):
         raise reader.error(f"a Philips TIFF with the pixel spacing {text[:80]!r}: two lengths in mm are expected")
     return x, y
 

@@ -11,7 +11,6 @@ The XMP tag of level 0 tells how its camera tiles were joined (OpenSlide's forma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -20,12 +19,13 @@ from xml.etree.ElementTree import Element
 from online_patching.formats import tiff
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.formats.padded_levels import cut_to_downsamples
+from online_patching.formats.padded_levels import check_downsamples, cut_to_downsamples
 from online_patching.formats.tiff import TiffIfd
 from online_patching.formats.tiff_level import TiffLevel, read_level, slide_of
 from online_patching.formats.xml_header import attribute_number, children, local_name, parse_xml
 
 XMP = 700
+MIN_MAGNIFICATION = 0.001
 # What the scanner says of itself; user, barcode and annotation are no business of a catalog.
 _PROPERTIES = ("ScanRes", "UnitNumber", "ScannerModel", "BuildVersion", "ScanMode", "ScanWhitePoint", "Z-layers")
 
@@ -48,7 +48,7 @@ async def read_ventana_bif(reader: HeaderReader, ifds: list[TiffIfd], xmp: str) 
     found = [(ifd, _level_magnification(await ifd.text(tiff.IMAGE_DESCRIPTION))) for ifd in ifds]
     levels = [(ifd, *stated) for ifd, stated in found if stated is not None]
     magnifications = [magnification for _, _, magnification in levels]
-    falling = all(finer > coarser > 0 for finer, coarser in pairwise([math.inf, *magnifications]))
+    falling = all(finer > coarser > MIN_MAGNIFICATION for finer, coarser in pairwise([1000.0, *magnifications]))
     if not levels or [number for _, number, _ in levels] != list(range(len(levels))) or not falling:
         raise reader.error(f"a Ventana BIF whose levels have the magnifications {magnifications}: the file is damaged")
     if any(tiff.TILE_OFFSETS not in ifd for ifd, _, _ in levels):
@@ -65,6 +65,7 @@ async def read_ventana_bif(reader: HeaderReader, ifds: list[TiffIfd], xmp: str) 
 async def _pyramid(reader: HeaderReader, ifds: list[TiffIfd], downsamples: list[float]) -> list[TiffLevel]:
     levels = [await read_level(reader, ifd) for ifd in ifds]
     if XMP not in ifds[0]:
+        check_downsamples(reader, levels, downsamples)
         return [
             replace(level, geometry=replace(level.geometry, downsample=downsample))
             for level, downsample in zip(levels, downsamples, strict=True)
