@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from online_patching import SlideFormatError
 from online_patching.index import index_slide
 from online_patching.loop import run
+from online_patching.storage import Store
 from slide_checks import MemoryStore, assert_damage_is_survived
 from written_slides import tissue_image
 from written_vendor_slides import Pixels, write_leica, write_ndpi, write_philips, write_ventana
@@ -63,6 +65,15 @@ def test_opening_reads_headers_only(name: str) -> None:
     texts = sum(end - start for start, end in header_places(name))
     assert index.requests <= directories + 4
     assert index.bytes_read <= 1.3 * (arrays + texts) + 32 * 1024 * directories
+
+
+def test_a_description_of_100_mb_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "x.tiff"
+    write_philips(path, tissue_image(128, 128, 3), description="<a>" + "x" * 100_000_000 + "</a>", downsamples=(1,))
+    started = time.monotonic()
+    with pytest.raises(SlideFormatError, match=r"x\.tiff.*a text of 100000008 bytes"):
+        run(index_slide(str(path), Store(), experimental=True))
+    assert time.monotonic() - started < 1
 
 
 @dialects

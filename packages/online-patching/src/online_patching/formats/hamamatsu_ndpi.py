@@ -33,9 +33,11 @@ MAX_WHOLE_PX = 1 << 26
 # A strip is searched for restart markers only where that costs little.
 MAX_SEARCHED_BYTES = 1 << 20
 MAX_PROPERTY_CHARACTERS = 256
+# What 32 bits hold: the high halves of starts within a shorter strip are zeros and need not be read.
+MAX_LOW = (1 << 32) - 1
 
 
-async def read_hamamatsu_ndpi(reader: HeaderReader, ifds: list[TiffIfd], _: str = "") -> FoundSlide:
+async def read_hamamatsu_ndpi(reader: HeaderReader, ifds: list[TiffIfd], _text: str = "") -> FoundSlide:
     """Header and byte ranges of focal plane 0 of an NDPI.
 
     Args:
@@ -129,7 +131,7 @@ async def _interval_starts(
     listed, high = ifd.count(INTERVAL_STARTS), ifd.count(INTERVAL_STARTS_HIGH)
     if listed == tiles > 1 and high in (0, tiles):
         starts = (await ifd.numbers(INTERVAL_STARTS)).astype(np.int64)
-        if high:
+        if high and strip[1] > MAX_LOW:
             starts += (await ifd.numbers(INTERVAL_STARTS_HIGH)).astype(np.int64) << 32
     elif tiles == 1:
         starts = np.zeros(1, np.int64)
