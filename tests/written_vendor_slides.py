@@ -191,8 +191,8 @@ def restart_jpeg(image: Pixels, interval_mcus: int, *, sampling: int) -> tuple[b
     return jpeg, [start, *(k + 2 for k in markers)]
 
 
-def joined_jpeg(image: Pixels, interval_mcus: int) -> tuple[bytes, list[int]]:
-    """A JPEG wider than a JPEG can state (its size is 0), joined from intervals that are encoded one by one."""
+def joined_jpeg(image: Pixels, interval_mcus: int, *, stated_height: int) -> tuple[bytes, list[int]]:
+    """A JPEG wider than a JPEG can state (its width is 0), joined from intervals that are encoded one by one."""
     height, width = image.shape[:2]
     step = 8 * interval_mcus
     blocks = [image[y : y + 8, x : x + step] for y in range(0, height, 8) for x in range(0, width, step)]
@@ -203,7 +203,7 @@ def joined_jpeg(image: Pixels, interval_mcus: int) -> tuple[bytes, list[int]]:
     length = jpeg_header_length(jpegs[0])
     header = bytearray(jpegs[0][:length])
     frame = header.index(b"\xff\xc0")
-    header[frame + 5 : frame + 9] = height.to_bytes(2, "big") + bytes(2)
+    header[frame + 5 : frame + 9] = stated_height.to_bytes(2, "big") + bytes(2)
     scan = header.index(b"\xff\xda")
     header[scan:scan] = b"\xff\xdd\0\4" + interval_mcus.to_bytes(2, "big")
     data, starts = bytes(header), []

@@ -62,11 +62,12 @@ def test_offsets_beyond_4_gib_are_followed(tmp_path: Path) -> None:
     assert_stored_levels_equal_openslide(path)
 
 
-def test_a_level_wider_than_a_jpeg_can_state_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated_height", [16, 0])
+def test_a_level_wider_than_a_jpeg_can_state_is_read(tmp_path: Path, stated_height: int) -> None:
     path = tmp_path / "wide.ndpi"
     image = np.tile(tissue_image(1024, 16, 4), (1, 65, 1))
     writer = NdpiWriter(path)
-    writer.write((image.shape[1], image.shape[0]), *joined_jpeg(image, 64), {})
+    writer.write((image.shape[1], image.shape[0]), *joined_jpeg(image, 64, stated_height=stated_height), {})
     writer.close()
     slide, oracle = open_slide(str(path), experimental=True), openslide.OpenSlide(str(path))
     assert slide.levels[0].width_px == oracle.dimensions[0] == 66_560
@@ -109,6 +110,7 @@ def test_a_catalog_row_keeps_what_decoding_needs(tmp_path: Path) -> None:
         ({279: (4, [1 << 40])}, "past the file's end"),
         ({273: (4, [4])}, "no JPEG begins there"),
         ({65426: (4, [700] * 512)}, "do not rise"),
+        ({65426: (2, b"a" * 512)}, "no whole numbers"),
         ({256: (3, [0])}, "damaged"),
     ],
 )
@@ -118,6 +120,13 @@ def test_what_is_no_grid_of_intervals_is_refused_by_reason(
     path = tmp_path / "x.ndpi"
     write_ndpi(path, IMAGE, tags=tags)
     with pytest.raises(SlideFormatError, match=rf"x\.ndpi.*{reason}"):
+        open_slide(str(path), experimental=True)
+
+
+def test_levels_that_do_not_fall_in_size_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ndpi"
+    write_ndpi(path, IMAGE, downsamples=(1, 1, 2))
+    with pytest.raises(SlideFormatError, match=r"widths \[1024, 1024, 512\] px"):
         open_slide(str(path), experimental=True)
 
 

@@ -4,12 +4,14 @@ Each directory is one JPEG in one strip, a level of the pyramid where its magnif
 -2 the map). Restart markers divide the JPEG into intervals, each a part of a row of MCUs; the directory lists where
 they begin. So a tile is one interval: wide, and 8 pixels high (OpenSlide's format page "Hamamatsu").
 
-1. The strip's JPEG header gives colour, MCU and interval; a width beyond 65,500 px, which JPEG cannot state, is the
-   directory's.
+1. The strip's JPEG header gives colour, MCU and interval. Of a level wider or higher than 65,500 px, which JPEG cannot
+   state, the size is the directory's.
 2. The list of interval starts becomes byte ranges; a short strip without one is searched for its markers.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,9 @@ async def read_hamamatsu_ndpi(reader: HeaderReader, ifds: list[TiffIfd], _text: 
             first = first or ifd
     if first is None:
         raise reader.error("an NDPI without any level in focal plane 0: only that plane is read")
+    widths = [level.geometry.width_px for level in levels]
+    if any(later >= earlier for earlier, later in pairwise(widths)):
+        raise reader.error(f"an NDPI whose levels have the widths {widths} px, which do not fall: the file is damaged")
     mpp, properties = await mpp_from_resolution(first), await _properties(first)
     return slide_of(reader, as_pyramid(reader, levels), vendor="hamamatsu", mpp=mpp, properties=properties)
 
@@ -85,7 +90,7 @@ async def _read_level(reader: HeaderReader, ifd: TiffIfd) -> TiffLevel:
 def _whole_level(reader: HeaderReader, header: JpegHeader, start: int, length: int) -> TiffLevel:
     """A level that is one tile. The JPEG knows its size; the directories of small levels sometimes differ."""
     width, height = header.width_px, header.height_px
-    if not 0 < width * height <= MAX_WHOLE_PX:
+    if not 0 < width * height <= MAX_WHOLE_PX or length > MAX_LOW:
         raise reader.error(f"a level of {width} x {height} px without restart markers: it cannot be read in parts")
     geometry = LevelGeometry(width, height, width, height, 1.0)
     ranges = TileRanges(np.array([start], np.uint64), np.array([length], np.uint32))
@@ -97,11 +102,10 @@ async def _divided_level(
 ) -> TiffLevel:
     """A level whose tiles are the restart intervals of its JPEG."""
     (width, height), (start, length) = size, strip
-    for side, stated in ((width, header.width_px), (height, header.height_px)):
-        if side != stated and side <= JPEG_MAX_SIDE_PX:
-            raise reader.error(
-                f"a level of {width} x {height} px holds a JPEG of {header.width_px} x {header.height_px} px: damaged"
-            )
+    if max(size) <= JPEG_MAX_SIDE_PX and size != (header.width_px, header.height_px):
+        raise reader.error(
+            f"a level of {width} x {height} px holds a JPEG of {header.width_px} x {header.height_px} px: damaged"
+        )
     if header.mcu_height_px != 8:
         # Such chroma is interpolated across the edges of intervals, so no interval decodes alone (nor in OpenSlide).
         raise reader.error("a level with vertically subsampled chroma and restart markers: it cannot be read in parts")
@@ -130,9 +134,9 @@ async def _interval_starts(
     """First byte of every interval's data, from the strip's start."""
     listed, high = ifd.count(INTERVAL_STARTS), ifd.count(INTERVAL_STARTS_HIGH)
     if listed == tiles > 1 and high in (0, tiles):
-        starts = (await ifd.numbers(INTERVAL_STARTS)).astype(np.int64)
+        starts = await _whole_numbers(reader, ifd, INTERVAL_STARTS)
         if high and strip[1] > MAX_LOW:
-            starts += (await ifd.numbers(INTERVAL_STARTS_HIGH)).astype(np.int64) << 32
+            starts += await _whole_numbers(reader, ifd, INTERVAL_STARTS_HIGH) << 32
     elif tiles == 1:
         starts = np.zeros(1, np.int64)
     elif strip[1] <= MAX_SEARCHED_BYTES:
@@ -147,6 +151,13 @@ async def _interval_starts(
         raise reader.error(f"a level of {tiles} restart intervals has {len(starts)} in its strip: a damaged file")
     starts[0] = len(header.data)
     return starts
+
+
+async def _whole_numbers(reader: HeaderReader, ifd: TiffIfd, tag: int) -> npt.NDArray[np.int64]:
+    values = await ifd.numbers(tag)
+    if values.dtype.kind != "u":
+        raise reader.error(f"NDPI tag {tag} holds no whole numbers: the file is damaged")
+    return values.astype(np.int64)
 
 
 async def _properties(ifd: TiffIfd) -> dict[str, str]:

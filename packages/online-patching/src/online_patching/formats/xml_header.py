@@ -19,7 +19,7 @@ from online_patching.formats.header_reader import HeaderReader
 # Philips stores its label and macro pictures in the XML: a few MB. Ventana describes every pair of neighbouring tiles.
 MAX_CHARACTERS = 16 << 20
 MAX_TAGS = 200_000
-MAX_ATTRIBUTES = 400_000
+MAX_ATTRIBUTES = 300_000
 MAX_DEPTH = 64
 
 
@@ -60,7 +60,7 @@ def parse_xml(reader: HeaderReader, text: str) -> Element:
     # Every attribute needs one "=" and every element one "<", so these counts bound the tree.
     for what, count, allowed in (
         ("characters", len(text), MAX_CHARACTERS),
-        ("tags", text.count("<"), 2 * MAX_TAGS),
+        ("tags", text.count("<"), MAX_TAGS),
         ("attributes", text.count("="), MAX_ATTRIBUTES),
     ):
         if count > allowed:
