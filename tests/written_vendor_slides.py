@@ -115,7 +115,6 @@ def leica_xml(
     regions: int = 1,
     light: str = "brightfield",
     planes: int = 1,
-    first_ifd: int = 1,
 ) -> str:
     """The description of a Leica SCN: a macro as large as the glass in directory 0, and regions of given levels."""
     glass = (26_000_000, 76_000_000)
@@ -132,7 +131,7 @@ def leica_xml(
         )
 
     levels = "".join(
-        f'<dimension sizeX="{width}" sizeY="{height}" r="{r}" z="{z}" ifd="{first_ifd + z * len(sizes_px) + r}"/>'
+        f'<dimension sizeX="{width}" sizeY="{height}" r="{r}" z="{z}" ifd="{1 + z * len(sizes_px) + r}"/>'
         for z in range(planes)
         for r, (width, height) in enumerate(sizes_px)
     )

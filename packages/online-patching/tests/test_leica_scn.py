@@ -45,7 +45,7 @@ def test_resolution_comes_from_the_view_and_the_objective_from_the_settings(tmp_
         (leica_xml(SIZES, light="fluorescence"), "0 brightfield regions"),
         (leica_xml(SIZES, planes=0), "0 levels in focal plane 0"),
         (leica_xml(SIZES).replace('r="0" z="0"', 'r="0" z="0" c="1"'), "of one channel"),
-        (leica_xml(SIZES, first_ifd=2), "for the directory 2"),
+        (leica_xml(SIZES).replace('ifd="1"', 'ifd="2"'), "for a directory of 352 x 256 px"),
         (leica_xml(SIZES).replace('ifd="1"', 'ifd="99"'), "directory 99 of 4"),
         (leica_xml(SIZES, nm_per_px=1), "damaged"),
         (leica_xml(SIZES).replace('sizeX="352000"', 'sizeX="0"'), "damaged"),

@@ -57,7 +57,7 @@ def test_a_dialect_opens_only_where_experimental_formats_are_asked_for(name: str
         run(index_slide("memory://slide", MemoryStore(written(name))))
 
 
-@dialects
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "Hamamatsu NDPI"])
 def test_opening_reads_headers_only(name: str) -> None:
     index = run(index_slide("memory://slide", MemoryStore(written(name)), experimental=True))
     directories = len(header_places(name)) - 1
@@ -71,7 +71,7 @@ def test_a_description_of_100_mb_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "x.tiff"
     write_philips(path, tissue_image(128, 128, 3), description="<a>" + "x" * 100_000_000 + "</a>", downsamples=(1,))
     started = time.monotonic()
-    with pytest.raises(SlideFormatError, match=r"x\.tiff.*a text of 100000008 bytes"):
+    with pytest.raises(SlideFormatError, match=r"x\.tiff.*claims 100000008 values"):
         run(index_slide(str(path), Store(), experimental=True))
     assert time.monotonic() - started < 1
 

@@ -18,13 +18,14 @@ import numpy.typing as npt
 
 from online_patching.formats import tiff
 from online_patching.formats.header import Codec, Colour, FoundSlide, TileEncoding, TileRanges
-from online_patching.formats.header_reader import WINDOW_BYTES, HeaderReader
+from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.jpeg_header import JpegHeader, parse_jpeg_header
 from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import JPEG, MAX_SIDE_PX, TiffLevel, as_pyramid, mpp_from_resolution, slide_of
+from online_patching.formats.tiff_level import MAX_SIDE_PX, TiffLevel, as_pyramid, mpp_from_resolution, slide_of
 from online_patching.geometry import LevelGeometry
 
 STRIP_OFFSETS, STRIP_BYTE_COUNTS, MODEL = 273, 279, 272
+JPEG = 7
 MAGNIFICATION, X_OFFSET_NM, Y_OFFSET_NM, FOCAL_PLANE = 65421, 65422, 65423, 65424
 INTERVAL_STARTS, INTERVAL_STARTS_HIGH, PROPERTY_MAP = 65426, 65432, 65449
 
@@ -32,6 +33,8 @@ INTERVAL_STARTS, INTERVAL_STARTS_HIGH, PROPERTY_MAP = 65426, 65432, 65449
 JPEG_MAX_SIDE_PX = 65500
 # What is decoded at once where there are no intervals: 192 MiB of pixels.
 MAX_WHOLE_PX = 1 << 26
+# Tables, sizes and comments of a JPEG; NDPI's take less than 1 KB.
+JPEG_HEAD_BYTES = 4096
 # A strip is searched for restart markers only where that costs little.
 MAX_SEARCHED_BYTES = 1 << 20
 MAX_PROPERTY_CHARACTERS = 256
@@ -49,34 +52,44 @@ async def read_hamamatsu_ndpi(reader: HeaderReader, ifds: list[TiffIfd], _text: 
     Raises:
         SlideFormatError: A damaged file, or one whose JPEGs cannot be read in parts and with certain colours.
     """
-    levels, first = [], None
+    found = []
     for ifd in ifds:
         magnification = await ifd.real(MAGNIFICATION)
         if magnification is None:
             raise reader.error("an NDPI directory without magnification (tag 65421): the file is damaged")
         if magnification > 0 and await ifd.number(FOCAL_PLANE, 0) == 0:
-            levels.append(await _read_level(reader, ifd))
-            first = first or ifd
-    if first is None:
+            found.append(ifd)
+    if not found:
         raise reader.error("an NDPI without any level in focal plane 0: only that plane is read")
+    strips = [await _strip(reader, ifd) for ifd in found]
+    # One round trip for all levels: the heads of their JPEGs and the starts of their intervals.
+    heads = [(start, min(length, JPEG_HEAD_BYTES)) for start, length in strips]
+    await reader.fetch([*heads, *(place for ifd in found for place in ifd.places([INTERVAL_STARTS]))])
+    levels = [await _read_level(reader, ifd, strip) for ifd, strip in zip(found, strips, strict=True)]
     widths = [level.geometry.width_px for level in levels]
     if any(later >= earlier for earlier, later in pairwise(widths)):
         raise reader.error(f"an NDPI whose levels have the widths {widths} px, which do not fall: the file is damaged")
-    mpp, properties = await mpp_from_resolution(first), await _properties(first)
+    mpp, properties = await mpp_from_resolution(found[0]), await _properties(found[0])
     return slide_of(reader, as_pyramid(reader, levels), vendor="hamamatsu", mpp=mpp, properties=properties)
 
 
-async def _read_level(reader: HeaderReader, ifd: TiffIfd) -> TiffLevel:
-    width, height = await ifd.number(tiff.IMAGE_WIDTH), await ifd.number(tiff.IMAGE_LENGTH)
-    start, length = await ifd.number(STRIP_OFFSETS), await ifd.number(STRIP_BYTE_COUNTS)
-    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
-        raise reader.error(f"a level of {width} x {height} px (allowed: 1 to {MAX_SIDE_PX}): the file is damaged")
+async def _strip(reader: HeaderReader, ifd: TiffIfd) -> tuple[int, int]:
+    """Start and length of the JPEG of a level."""
     if ifd.count(STRIP_OFFSETS) != 1 or await ifd.number(tiff.COMPRESSION) != JPEG:
         raise reader.error("an NDPI level that is not one JPEG in one strip: fluorescence and JPEG XR are not read")
+    start, length = await ifd.number(STRIP_OFFSETS), await ifd.number(STRIP_BYTE_COUNTS)
     if not 0 <= start <= start + length <= reader.size:
         raise reader.error(f"a level reaches past the file's end at {reader.size}: cut off; copy it again")
+    return start, length
+
+
+async def _read_level(reader: HeaderReader, ifd: TiffIfd, strip: tuple[int, int]) -> TiffLevel:
+    width, height = await ifd.number(tiff.IMAGE_WIDTH), await ifd.number(tiff.IMAGE_LENGTH)
+    if not (0 < width <= MAX_SIDE_PX and 0 < height <= MAX_SIDE_PX):
+        raise reader.error(f"a level of {width} x {height} px (allowed: 1 to {MAX_SIDE_PX}): the file is damaged")
+    start, length = strip
     try:
-        header = parse_jpeg_header(await reader.read(start, min(length, WINDOW_BYTES)))
+        header = parse_jpeg_header(await reader.read(start, min(length, JPEG_HEAD_BYTES)))
     except ValueError as error:
         raise reader.error(f"a level of an NDPI cannot be read: {error}") from error
     stated = await ifd.number(tiff.PHOTOMETRIC)
@@ -84,7 +97,7 @@ async def _read_level(reader: HeaderReader, ifd: TiffIfd) -> TiffLevel:
         raise reader.error(f"a level states photometric {stated}, but its JPEG is {header.colour}: colours uncertain")
     if not header.restart_interval_mcus:
         return _whole_level(reader, header, start, length)
-    return await _divided_level(reader, ifd, header, (width, height), (start, length))
+    return await _divided_level(reader, ifd, header, (width, height), strip)
 
 
 def _whole_level(reader: HeaderReader, header: JpegHeader, start: int, length: int) -> TiffLevel:

@@ -24,6 +24,8 @@ class Codec(StrEnum):
     DEFLATE = "deflate"
     LZW = "lzw"
     ZSTD = "zstd"
+    PACKBITS = "packbits"
+    WEBP = "webp"
     RAW = "raw"
     # A chunk of a Zarr array, whose own metadata says how it is encoded: read by the zarr library.
     ZARR = "zarr"
@@ -35,6 +37,21 @@ class Colour(StrEnum):
     RGB = "rgb"
     YCBCR = "ycbcr"
     GREY = "grey"
+    # Grey where 0 is white (TIFF photometric 0).
+    WHITE_IS_ZERO = "white-is-zero"
+    # Grey and a second sample of unspecified meaning, which does not count.
+    GREY_EXTRA = "grey-extra"
+    # RGB with opacity, laid over white; in the second, the colours are already multiplied by it.
+    RGBA = "rgba"
+    RGBA_PREMULTIPLIED = "rgba-premultiplied"
+
+    @property
+    def samples(self) -> int:
+        """Stored samples a pixel."""
+        return _SAMPLES.get(self, 3)
+
+
+_SAMPLES = {Colour.GREY: 1, Colour.WHITE_IS_ZERO: 1, Colour.GREY_EXTRA: 2, Colour.RGBA: 4, Colour.RGBA_PREMULTIPLIED: 4}
 
 
 @dataclass(frozen=True, slots=True)

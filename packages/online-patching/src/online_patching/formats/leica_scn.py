@@ -18,10 +18,9 @@ from online_patching.formats import tiff
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import TiffLevel, as_pyramid, read_level, slide_of
+from online_patching.formats.tiff_level import TiffLevel, as_pyramid, read_levels, slide_of
 from online_patching.formats.xml_header import attribute_number, child_text, children, parse_xml
 
-NAMESPACE = "http://www.leica-microsystems.com/scn/"
 BRIGHTFIELD = "brightfield"
 # A metre: more than any glass.
 MAX_GLASS_NM = 1e9
@@ -43,7 +42,11 @@ async def read_leica_scn(reader: HeaderReader, ifds: list[TiffIfd], description:
     if collection is None:
         raise reader.error("a Leica SCN whose XML has no collection: the file is damaged")
     image, view = _region(reader, collection)
-    levels = as_pyramid(reader, [await _level(reader, ifds, dimension) for dimension in _dimensions(reader, image)])
+    dimensions = _dimensions(reader, image)
+    stored = await read_levels(reader, [_directory(reader, ifds, dimension) for dimension in dimensions])
+    for level, dimension in zip(stored, dimensions, strict=True):
+        _check_size(reader, level, dimension)
+    levels = as_pyramid(reader, stored)
     base = levels[0].geometry
     width, height, x, y = (attribute_number(reader, view, name) for name in ("sizeX", "sizeY", "offsetX", "offsetY"))
     mpp_x, mpp_y = width / base.width_px / 1000, height / base.height_px / 1000
@@ -91,15 +94,18 @@ def _dimensions(reader: HeaderReader, image: Element) -> Sequence[Element]:
     return found
 
 
-async def _level(reader: HeaderReader, ifds: list[TiffIfd], dimension: Element) -> TiffLevel:
-    number, width, height = (attribute_number(reader, dimension, name) for name in ("ifd", "sizeX", "sizeY"))
+def _directory(reader: HeaderReader, ifds: list[TiffIfd], dimension: Element) -> TiffIfd:
+    number = attribute_number(reader, dimension, "ifd")
     if not (0 <= number < len(ifds) and number.is_integer()) or tiff.TILE_OFFSETS not in ifds[int(number)]:
         raise reader.error(f"a Leica SCN whose XML names the directory {number:g} of {len(ifds)}: the file is damaged")
-    level = await read_level(reader, ifds[int(number)])
+    return ifds[int(number)]
+
+
+def _check_size(reader: HeaderReader, level: TiffLevel, dimension: Element) -> None:
+    width, height = (attribute_number(reader, dimension, name) for name in ("sizeX", "sizeY"))
     stored = level.geometry
     if width != stored.width_px or height != stored.height_px:
         raise reader.error(
-            f"a Leica SCN whose XML states {width:g} x {height:g} px for the directory {number:g} of {stored.width_px}"
-            f" x {stored.height_px} px: the file is damaged"
+            f"a Leica SCN whose XML states {width:g} x {height:g} px for a directory of {stored.width_px} x"
+            f" {stored.height_px} px: the file is damaged"
         )
-    return level

@@ -13,24 +13,23 @@ An ordinary TIFF read in this way does not have the tag that every NDPI has, whi
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.formats.tiff import MAX_ENTRIES, MAX_IFDS, TiffEntry, TiffIfd
+from online_patching.formats.tiff import MAX_ENTRIES, MAX_IFDS, TiffEntry, TiffIfd, TiffLayout, tiff_entry
 
 FORMAT_FLAG = 65420
-# Bytes of the types that may stand in the entry itself: all but texts and those of 8 bytes.
-_INLINE_BYTES = {1: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 11: 4, 13: 4}
-_LONG, _SLONG, _IFD = 4, 9, 13
+_ASCII, _LONG, _SLONG, _IFD = 2, 4, 9, 13
 
 
 class NdpiIfd(TiffIfd):
     """A directory that also has whole numbers of 64 bits, in two pieces."""
 
     def __init__(self, reader: HeaderReader, entries: dict[int, TiffEntry], wide: dict[int, int]) -> None:
-        super().__init__(reader, "<", entries)
+        super().__init__(reader, TiffLayout("<", False), entries)
         self._wide = wide
 
     async def numbers(self, tag: int) -> npt.NDArray[np.generic]:
@@ -81,9 +80,10 @@ async def _read_directory(reader: HeaderReader, offset: int) -> tuple[TiffIfd, i
     entries: dict[int, TiffEntry] = {}
     wide: dict[int, int] = {}
     for k, (tag, type_code, values, low) in enumerate(struct.iter_unpack("<HHII", body[: 12 * count])):
-        inline = values * _INLINE_BYTES.get(type_code, 8) <= 4
+        entry = tiff_entry("<", type_code, values)
+        inline = entry.length <= 4 and type_code != _ASCII
         place = offset + 2 + 12 * k + 8 if inline else low | highs[k] << 32
-        entries[tag] = TiffEntry(type_code, values, place)
+        entries[tag] = replace(entry, place=place)
         if inline and highs[k]:
             if type_code not in (_LONG, _SLONG, _IFD) or values != 1:
                 raise reader.error(f"NDPI tag {tag} of type {type_code} has high bits: the file is damaged")

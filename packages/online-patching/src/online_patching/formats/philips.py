@@ -16,7 +16,7 @@ from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.padded_levels import cut_to_downsamples
 from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import read_level, slide_of
+from online_patching.formats.tiff_level import read_levels, slide_of
 from online_patching.formats.xml_header import children, parse_xml
 
 MAX_PROPERTY_CHARACTERS = 256
@@ -39,7 +39,7 @@ async def read_philips(reader: HeaderReader, ifds: list[TiffIfd], description: s
     """
     root = parse_xml(reader, description)
     image = _main_image(reader, root)
-    levels = [await read_level(reader, ifd) for ifd in ifds if tiff.TILE_OFFSETS in ifd]
+    levels = await read_levels(reader, [ifd for ifd in ifds if tiff.TILE_OFFSETS in ifd])
     spacings = [_spacing_mm(reader, text) for text in _level_spacings(image)]
     if not levels or len(spacings) != len(levels):
         raise reader.error(

@@ -1,7 +1,9 @@
 """What do the headers of a TIFF or BigTIFF say, read over a network?
 
-1. ``read_ifds`` follows the chain of IFDs and decodes their entries; large arrays stay where they are.
-2. ``TiffIfd.numbers`` reads an array when somebody asks for it.
+1. ``read_ifds`` follows the chain of IFDs and decodes their entries; ``read_sub_ifds`` does so for the directories
+   that another one names (tag 330), all at once. Large arrays stay where they are.
+2. ``fetch_values`` reads the values of some tags of many directories in one round trip.
+3. ``TiffIfd.numbers`` and its kin give the values of one tag.
 
 Headers are untrusted: loops, absurd counts and offsets past the end are errors that name the file.
 """
@@ -9,22 +11,26 @@ Headers are untrusted: loops, absurd counts and offsets past the end are errors 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from online_patching.formats.header_reader import HeaderReader
+from online_patching.bytesource import ByteRange
+from online_patching.formats.header_reader import WINDOW_BYTES, HeaderReader
 
 ByteOrder = Literal["<", ">"]
 
 MAX_IFDS = 256
 MAX_ENTRIES = 1024
-# 2 GiB of offsets would be 268 million tiles in one level; no scanner comes near.
-MAX_ARRAY_BYTES = 2 << 30
-# Philips' description holds the label and macro pictures: a few MB.
-MAX_TEXT_BYTES = 16 << 20
+# Four million 64-bit offsets: a level of 524,288 x 524,288 px in tiles of 256.
+MAX_ARRAY_BYTES = 32 << 20
+# A usual directory.
+IFD_BYTES = 512
+# The last directories often lie near the end of the file.
+TAIL_BYTES = 8 * 1024
 
 # TIFF 6.0 section 2 and the BigTIFF types: code -> NumPy type without byte order.
 _TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 16: "u8"}
@@ -32,38 +38,67 @@ _RATIONALS = {5: "u4", 10: "i4"}
 _BIG_ONLY = {13: "u4", 17: "i8", 18: "u8"}
 _TYPES |= _BIG_ONLY
 
-IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
-IMAGE_DESCRIPTION, ORIENTATION, SAMPLES_PER_PIXEL, X_RESOLUTION, Y_RESOLUTION = 270, 274, 277, 282, 283
+SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+FILL_ORDER, IMAGE_DESCRIPTION, SAMPLES_PER_PIXEL, X_RESOLUTION, Y_RESOLUTION = 266, 270, 277, 282, 283
 PLANAR_CONFIGURATION, RESOLUTION_UNIT, SOFTWARE, PREDICTOR, TILE_WIDTH, TILE_LENGTH = 284, 296, 305, 317, 322, 323
-TILE_OFFSETS, TILE_BYTE_COUNTS, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 339, 347
-
+TILE_OFFSETS, TILE_BYTE_COUNTS, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 330, 338, 339, 347
 
 _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "<", b"MM": ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class TiffEntry:
-    """One entry of a directory: how many values of which type lie at which byte of the file."""
+class TiffLayout:
+    """Byte order and whether this is a BigTIFF."""
 
-    type_code: int
+    order: ByteOrder
+    big: bool
+
+    @property
+    def offset(self) -> str:
+        """Format of an offset, in struct's words."""
+        return self.order + ("Q" if self.big else "I")
+
+
+@dataclass(frozen=True, slots=True)
+class TiffEntry:
+    """One entry of a directory: how many values of which type (None: unknown) lie at which byte of the file."""
+
+    dtype: np.dtype[np.generic] | None
+    per_value: int
     count: int
-    value_offset: int
+    place: int
+
+    @property
+    def length(self) -> int:
+        """Bytes of all values."""
+        return self.count * self.per_value * (self.dtype.itemsize if self.dtype is not None else 1)
+
+
+def tiff_entry(order: ByteOrder, type_code: int, count: int) -> TiffEntry:
+    """An entry of a type by its number; where it lies is not known yet."""
+    kind = _RATIONALS.get(type_code) or _TYPES.get(type_code)
+    dtype = np.dtype(kind).newbyteorder(order) if kind else None
+    return TiffEntry(dtype, 2 if type_code in _RATIONALS else 1, count, 0)
 
 
 class TiffIfd:
     """One image file directory; values are read when asked for."""
 
-    def __init__(self, reader: HeaderReader, order: ByteOrder, entries: dict[int, TiffEntry]) -> None:
+    def __init__(self, reader: HeaderReader, layout: TiffLayout, entries: dict[int, TiffEntry]) -> None:
+        self.layout = layout
         self._reader = reader
-        self._order = order
         self._entries = entries
 
     def __contains__(self, tag: int) -> bool:
         return tag in self._entries
 
     def count(self, tag: int) -> int:
-        """How many values a tag has; 0 where it is missing."""
+        """How many values a tag has, known without reading them; 0 where it is missing."""
         return self._entries[tag].count if tag in self._entries else 0
+
+    def places(self, tags: Collection[int]) -> list[ByteRange]:
+        """Where the values of those tags lie that the directory has."""
+        return [self._place(tag) for tag in tags if tag in self._entries]
 
     async def numbers(self, tag: int) -> npt.NDArray[np.generic]:
         """All values of a numeric tag; rationals come as float64.
@@ -74,12 +109,13 @@ class TiffIfd:
         entry = self._entries.get(tag)
         if entry is None:
             raise self._reader.error(f"required TIFF tag {tag} is missing: not a slide this package can read")
-        if entry.type_code in _RATIONALS:
-            pairs = (await self._array(entry, _RATIONALS[entry.type_code], 2)).reshape(-1, 2).astype(np.float64)
-            return np.divide(pairs[:, 0], pairs[:, 1], out=np.zeros(len(pairs)), where=pairs[:, 1] != 0)
-        if entry.type_code not in _TYPES:
-            raise self._reader.error(f"TIFF tag {tag} has the unknown type {entry.type_code}")
-        return await self._array(entry, _TYPES[entry.type_code], 1)
+        if entry.dtype is None:
+            raise self._reader.error(f"TIFF tag {tag} has an unknown type of value: the file is damaged")
+        values = np.frombuffer(await self._reader.read(*self._place(tag)), entry.dtype)
+        if entry.per_value == 1:
+            return values
+        pairs = values.reshape(-1, 2).astype(np.float64)
+        return np.divide(pairs[:, 0], pairs[:, 1], out=np.zeros(len(pairs)), where=pairs[:, 1] != 0)
 
     async def number(self, tag: int, default: int | None = None) -> int:
         """The first value of a tag, as int."""
@@ -102,23 +138,25 @@ class TiffIfd:
         return (await self.numbers(tag)).tobytes() if tag in self._entries else b""
 
     async def text(self, tag: int) -> str:
-        """An ASCII tag as text, or empty where it is missing.
-
-        Raises:
-            SlideFormatError: It is longer than any header's text.
-        """
-        if self.count(tag) > MAX_TEXT_BYTES:
-            raise self._reader.error(
-                f"TIFF tag {tag} holds a text of {self.count(tag)} bytes (allowed: {MAX_TEXT_BYTES}): a damaged file"
-            )
+        """An ASCII tag as text, or empty where it is missing."""
         return (await self.raw(tag)).split(b"\0", 1)[0].decode("utf-8", "replace")
 
-    async def _array(self, entry: TiffEntry, kind: str, per_value: int) -> npt.NDArray[np.generic]:
-        dtype = np.dtype(kind).newbyteorder(self._order)
-        length = entry.count * per_value * dtype.itemsize
-        if length > MAX_ARRAY_BYTES:
-            raise self._reader.error(f"a TIFF tag claims {entry.count} values: the file is damaged")
-        return np.frombuffer(await self._reader.read(entry.value_offset, length), dtype)
+    def _place(self, tag: int) -> ByteRange:
+        entry = self._entries[tag]
+        if entry.length > MAX_ARRAY_BYTES:
+            raise self._reader.error(
+                f"TIFF tag {tag} claims {entry.count} values (allowed: {MAX_ARRAY_BYTES} bytes): the file is damaged"
+            )
+        return entry.place, entry.length
+
+
+async def fetch_values(reader: HeaderReader, ifds: Sequence[TiffIfd], tags: Collection[int]) -> None:
+    """Read the values of some tags of many directories in one round trip, so that asking for them costs nothing.
+
+    Raises:
+        SlideFormatError: They claim an absurd size or lie past the end of the file.
+    """
+    await reader.fetch([place for ifd in ifds for place in ifd.places(tags)])
 
 
 async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
@@ -132,40 +170,100 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     magic = struct.unpack(order + "H", head[2:4])[0] if order else None
     if order is None or magic not in (42, 43):
         raise reader.error(f"not a TIFF: it starts with {head[:4]!r}; slides here are SVS or pyramidal TIFF files")
-    big = magic == 43
-    if big and struct.unpack(order + "HH", head[4:8]) != (8, 0):
+    layout = TiffLayout(order, magic == 43)
+    if layout.big and struct.unpack(order + "HH", head[4:8]) != (8, 0):
         raise reader.error("a BigTIFF with an offset size other than 8: the file is damaged")
-    offset = struct.unpack(order + "Q", head[8:16])[0] if big else struct.unpack(order + "I", head[4:8])[0]
+    (offset,) = struct.unpack(layout.offset, head[8:16] if layout.big else head[4:8])
     ifds: list[TiffIfd] = []
     seen: set[int] = set()
+    windows = _Windows(reader)
     while offset:
         if offset in seen or len(ifds) >= MAX_IFDS:
             raise reader.error(f"its TIFF directories form a loop or exceed {MAX_IFDS}: the file is damaged")
         seen.add(offset)
-        ifd, offset = await _read_ifd(reader, order, big, offset)
+        if not reader.is_known(offset, IFD_BYTES):
+            tail = min(TAIL_BYTES, reader.size)
+            await reader.fetch([windows.next(offset), (reader.size - tail, tail)])
+        ifd, offset = await _read_ifd(reader, layout, offset)
+        windows.saw(ifd)
         ifds.append(ifd)
     if not ifds:
         raise reader.error("a TIFF without any image directory: the file is damaged")
     return ifds
 
 
-async def _read_ifd(reader: HeaderReader, order: ByteOrder, big: bool, offset: int) -> tuple[TiffIfd, int]:
-    count_format, entry_size, inline = ("Q", 20, 8) if big else ("H", 12, 4)
+async def read_sub_ifds(reader: HeaderReader, ifd: TiffIfd) -> list[TiffIfd]:
+    """The directories that tag 330 of another one names, in order; read together, their own chains not followed.
+
+    Raises:
+        SlideFormatError: There are absurdly many, one is named twice, or one is damaged.
+    """
+    count = ifd.count(SUB_IFDS)
+    if count > MAX_IFDS:
+        raise reader.error(f"a TIFF directory names {count} sub-directories (allowed: {MAX_IFDS}): damaged file")
+    if count == 0:
+        return []
+    offsets = [int(offset) for offset in (await ifd.numbers(SUB_IFDS)).astype(np.uint64)]
+    if len(set(offsets)) != len(offsets):
+        raise reader.error("a TIFF directory names a sub-directory twice: the file is damaged")
+    windows = _Windows(reader)
+    windows.saw(ifd)
+    ahead = []
+    for offset in offsets:
+        ahead.append(windows.next(offset))
+        windows.expect_quarter()
+    await reader.fetch(ahead)
+    return [(await _read_ifd(reader, ifd.layout, offset))[0] for offset in offsets]
+
+
+class _Windows:
+    """How much is read at each directory, so that the arrays behind it mostly come along.
+
+    A level has about a quarter of the tiles of the one before it. Arrays that do not fit are read by a request of
+    their own later; from the third such directory on it pays to read as much more as they will need. All that is read
+    on that guess stays below 0.3 of the bytes of arrays that are certain.
+    """
+
+    def __init__(self, reader: HeaderReader) -> None:
+        self._size = reader.size
+        self._last = 0
+        self._large = 0
+        self._allowance = 0
+
+    def saw(self, ifd: TiffIfd) -> None:
+        length = sum(min(size, MAX_ARRAY_BYTES) for _, size in ifd.places((TILE_OFFSETS, TILE_BYTE_COUNTS)))
+        if length:
+            self._allowance += length * 29 // 100
+            self._large += length > WINDOW_BYTES - 2048
+            self._last = length
+
+    def expect_quarter(self) -> None:
+        self._last //= 4
+        self._large += self._last > WINDOW_BYTES - 2048
+
+    def next(self, offset: int) -> ByteRange:
+        extra = min(self._last // 4, self._allowance) if self._large >= 2 else 0
+        self._allowance -= extra
+        return offset, max(min(WINDOW_BYTES + extra, self._size - offset), 0)
+
+
+async def _read_ifd(reader: HeaderReader, layout: TiffLayout, offset: int) -> tuple[TiffIfd, int]:
+    """One directory and the offset of the next (0: none)."""
+    count_format, entry_format, inline = ("Q", "HHQ8s", 8) if layout.big else ("H", "HHI4s", 4)
     count_size = struct.calcsize("=" + count_format)
-    (count,) = struct.unpack(order + count_format, await reader.read(offset, count_size))
+    record = struct.Struct(layout.order + entry_format)
+    (count,) = struct.unpack(layout.order + count_format, await reader.read(offset, count_size))
     if count > MAX_ENTRIES:
         raise reader.error(f"a TIFF directory claims {count} entries (allowed: {MAX_ENTRIES}): the file is damaged")
-    body = await reader.read(offset + count_size, count * entry_size + inline)
+    body = await reader.read(offset + count_size, count * record.size + inline)
     entries: dict[int, TiffEntry] = {}
     for k in range(count):
-        record = body[k * entry_size : (k + 1) * entry_size]
-        tag, type_code, values = struct.unpack(order + ("HHQ" if big else "HHI"), record[:-inline])
-        item = 2 * np.dtype(_RATIONALS[type_code]).itemsize if type_code in _RATIONALS else 0
-        item = item or np.dtype(_TYPES.get(type_code, "u1")).itemsize
-        if values * item <= inline:
-            place = offset + count_size + k * entry_size + entry_size - inline
+        tag, type_code, values, field = record.unpack_from(body, k * record.size)
+        entry = tiff_entry(layout.order, type_code, values)
+        if entry.length <= inline:
+            place = offset + count_size + (k + 1) * record.size - inline
         else:
-            (place,) = struct.unpack(order + ("Q" if big else "I"), record[-inline:])
-        entries[tag] = TiffEntry(type_code, values, place)
-    (following,) = struct.unpack(order + ("Q" if big else "I"), body[-inline:])
-    return TiffIfd(reader, order, entries), following
+            (place,) = struct.unpack(layout.offset, field)
+        entries[tag] = replace(entry, place=place)
+    (following,) = struct.unpack(layout.offset, body[-inline:])
+    return TiffIfd(reader, layout, entries), following

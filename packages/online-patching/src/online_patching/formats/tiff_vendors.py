@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from online_patching.formats.hamamatsu_ndpi import read_hamamatsu_ndpi
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.formats.leica_scn import NAMESPACE as LEICA_NAMESPACE
 from online_patching.formats.leica_scn import read_leica_scn
 from online_patching.formats.ndpi_directories import FORMAT_FLAG as NDPI_FORMAT_FLAG
 from online_patching.formats.philips import read_philips
-from online_patching.formats.tiff import MAX_TEXT_BYTES, TiffIfd
+from online_patching.formats.tiff import TiffIfd
 from online_patching.formats.ventana_bif import XMP, read_ventana_bif
+from online_patching.formats.xml_header import MAX_CHARACTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,11 @@ async def _dialect(ifd: TiffIfd, description: str, software: str) -> tuple[Diale
         return PHILIPS, description
     if NDPI_FORMAT_FLAG in ifd:
         return HAMAMATSU, ""
-    if LEICA_NAMESPACE in description:
+    if "<scn" in description:
         return LEICA, description
-    if 0 < ifd.count(XMP) <= MAX_TEXT_BYTES:
+    if "<iScan" in description:
+        return VENTANA, description
+    if 0 < ifd.count(XMP) <= MAX_CHARACTERS:
         xmp = await ifd.text(XMP)
         if "<iScan" in xmp:
             return VENTANA, xmp

@@ -21,7 +21,7 @@ from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.padded_levels import check_downsamples, cut_to_downsamples
 from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import TiffLevel, read_level, slide_of
+from online_patching.formats.tiff_level import TiffLevel, read_levels, slide_of
 from online_patching.formats.xml_header import attribute_number, children, local_name, parse_xml
 
 XMP = 700
@@ -63,7 +63,7 @@ async def read_ventana_bif(reader: HeaderReader, ifds: list[TiffIfd], xmp: str) 
 
 
 async def _pyramid(reader: HeaderReader, ifds: list[TiffIfd], downsamples: list[float]) -> list[TiffLevel]:
-    levels = [await read_level(reader, ifd) for ifd in ifds]
+    levels = await read_levels(reader, ifds)
     if XMP not in ifds[0]:
         check_downsamples(reader, levels, downsamples)
         return [
