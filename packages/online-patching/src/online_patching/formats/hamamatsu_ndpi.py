@@ -21,7 +21,14 @@ from online_patching.formats.header import Codec, Colour, FoundSlide, TileEncodi
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.jpeg_header import JpegHeader, parse_jpeg_header
 from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import MAX_SIDE_PX, TiffLevel, as_pyramid, mpp_from_resolution, slide_of
+from online_patching.formats.tiff_level import (
+    MAX_SIDE_PX,
+    MAX_TILE_AREA_PX,
+    TiffLevel,
+    as_pyramid,
+    mpp_from_resolution,
+    slide_of,
+)
 from online_patching.geometry import LevelGeometry
 
 STRIP_OFFSETS, STRIP_BYTE_COUNTS, MODEL = 273, 279, 272
@@ -31,8 +38,6 @@ INTERVAL_STARTS, INTERVAL_STARTS_HIGH, PROPERTY_MAP = 65426, 65432, 65449
 
 # libjpeg's own limit, which is where NDPI begins to leave sizes out.
 JPEG_MAX_SIDE_PX = 65500
-# What is decoded at once where there are no intervals: 192 MiB of pixels.
-MAX_WHOLE_PX = 1 << 26
 # Tables, sizes and comments of a JPEG; NDPI's take less than 1 KB.
 JPEG_HEAD_BYTES = 4096
 # A strip is searched for restart markers only where that costs little.
@@ -103,7 +108,7 @@ async def _read_level(reader: HeaderReader, ifd: TiffIfd, strip: tuple[int, int]
 def _whole_level(reader: HeaderReader, header: JpegHeader, start: int, length: int) -> TiffLevel:
     """A level that is one tile. The JPEG knows its size; the directories of small levels sometimes differ."""
     width, height = header.width_px, header.height_px
-    if not 0 < width * height <= MAX_WHOLE_PX or length > MAX_LOW:
+    if not 0 < width * height <= MAX_TILE_AREA_PX or length > MAX_LOW:
         raise reader.error(f"a level of {width} x {height} px without restart markers: it cannot be read in parts")
     geometry = LevelGeometry(width, height, width, height, 1.0)
     ranges = TileRanges(np.array([start], np.uint64), np.array([length], np.uint32))
