@@ -208,6 +208,7 @@ def row_to_json(row: SlideRow) -> dict[str, Any]:
                 "colour": encoding.colour.value,
                 "jpeg_tables": base64.b64encode(encoding.jpeg_tables).decode(),
                 "predictor": encoding.predictor,
+                "jpeg_header": base64.b64encode(encoding.jpeg_header).decode(),
             }
             for encoding in header.encodings
         ],
@@ -227,7 +228,13 @@ def row_from_json(record: dict[str, Any]) -> SlideRow:
     _check_version(record, name)
     try:
         encodings = tuple(
-            TileEncoding(Codec(e["codec"]), Colour(e["colour"]), base64.b64decode(e["jpeg_tables"]), e["predictor"])
+            TileEncoding(
+                Codec(e["codec"]),
+                Colour(e["colour"]),
+                base64.b64decode(e["jpeg_tables"]),
+                e["predictor"],
+                base64.b64decode(e["jpeg_header"]),
+            )
             for e in record["encodings"]
         )
         header = SlideHeader(

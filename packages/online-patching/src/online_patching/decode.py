@@ -32,6 +32,8 @@ _JPEG_COLOURS = {
     Colour.RGB: JCS_RGB,
     Colour.YCBCR: JCS_YCBCR,
 }
+# Second bytes of the markers RST0 to RST7 and EOI.
+_INTERVAL_ENDS = frozenset({*range(0xD0, 0xD8), 0xD9})
 
 
 def decode_tile(data: bytes, encoding: TileEncoding, width_px: int, height_px: int) -> Pixels:
@@ -76,12 +78,21 @@ def _decode(data: bytes, encoding: TileEncoding, height: int, width: int) -> Pix
 
 def _jpeg(data: bytes, encoding: TileEncoding, height: int, width: int) -> Pixels:
     colour = encoding.colour
+    if encoding.jpeg_header:
+        data = _whole_jpeg(encoding.jpeg_header, data)
     check_jpeg(data, height, width, colour.samples)
     stored, tables = _JPEG_COLOURS[colour], encoding.jpeg_tables or None
     if colour.samples == 3:
         return _array(imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=JCS_RGB))
     pixels = _array(imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=stored))
     return _as_rgb(pixels.reshape(height, width, colour.samples), colour)
+
+
+def _whole_jpeg(header: bytes, interval: bytes) -> bytes:
+    """A restart interval, with the marker at its end, as a JPEG of its own (ISO 10918-1 B.2.1)."""
+    if interval[-2:-1] != b"\xff" or interval[-1] not in _INTERVAL_ENDS:
+        raise ValueError("no restart marker at its end")
+    return b"".join((header, interval[:-2], b"\xff\xd9"))
 
 
 def _jpeg2000(data: bytes, colour: Colour, height: int, width: int) -> Pixels:

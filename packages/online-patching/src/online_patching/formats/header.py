@@ -63,12 +63,15 @@ class TileEncoding:
         colour: Colour space of the stored samples.
         jpeg_tables: The level's shared JPEG tables (TIFF tag 347), or empty.
         predictor: TIFF predictor of the lossless codecs: 1 none, 2 horizontal differences.
+        jpeg_header: What precedes the data of every tile, where tiles are the restart intervals of one large JPEG
+            (NDPI): from its start to its scan header, with the size of a tile; or empty.
     """
 
     codec: Codec
     colour: Colour = Colour.RGB
     jpeg_tables: bytes = b""
     predictor: int = 1
+    jpeg_header: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

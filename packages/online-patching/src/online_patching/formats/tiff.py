@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "<", b"MM": ">"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class TiffLayout:
     """Byte order and whether this is a BigTIFF."""
 
     order: ByteOrder
@@ -55,11 +55,14 @@ class _Layout:
 
     @property
     def offset(self) -> str:
+        """Format of an offset, in struct's words."""
         return self.order + ("Q" if self.big else "I")
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class TiffEntry:
+    """One entry of a directory: how many values of which type (None: unknown) lie at which byte of the file."""
+
     dtype: np.dtype[np.generic] | None
     per_value: int
     count: int
@@ -67,13 +70,21 @@ class _Entry:
 
     @property
     def length(self) -> int:
+        """Bytes of all values."""
         return self.count * self.per_value * (self.dtype.itemsize if self.dtype is not None else 1)
+
+
+def tiff_entry(order: ByteOrder, type_code: int, count: int) -> TiffEntry:
+    """An entry of a type by its number; where it lies is not known yet."""
+    kind = _RATIONALS.get(type_code) or _TYPES.get(type_code)
+    dtype = np.dtype(kind).newbyteorder(order) if kind else None
+    return TiffEntry(dtype, 2 if type_code in _RATIONALS else 1, count, 0)
 
 
 class TiffIfd:
     """One image file directory; values are read when asked for."""
 
-    def __init__(self, reader: HeaderReader, layout: _Layout, entries: dict[int, _Entry]) -> None:
+    def __init__(self, reader: HeaderReader, layout: TiffLayout, entries: dict[int, TiffEntry]) -> None:
         self.layout = layout
         self._reader = reader
         self._entries = entries
@@ -159,7 +170,7 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     magic = struct.unpack(order + "H", head[2:4])[0] if order else None
     if order is None or magic not in (42, 43):
         raise reader.error(f"not a TIFF: it starts with {head[:4]!r}; slides here are SVS or pyramidal TIFF files")
-    layout = _Layout(order, magic == 43)
+    layout = TiffLayout(order, magic == 43)
     if layout.big and struct.unpack(order + "HH", head[4:8]) != (8, 0):
         raise reader.error("a BigTIFF with an offset size other than 8: the file is damaged")
     (offset,) = struct.unpack(layout.offset, head[8:16] if layout.big else head[4:8])
@@ -236,7 +247,7 @@ class _Windows:
         return offset, max(min(WINDOW_BYTES + extra, self._size - offset), 0)
 
 
-async def _read_ifd(reader: HeaderReader, layout: _Layout, offset: int) -> tuple[TiffIfd, int]:
+async def _read_ifd(reader: HeaderReader, layout: TiffLayout, offset: int) -> tuple[TiffIfd, int]:
     """One directory and the offset of the next (0: none)."""
     count_format, entry_format, inline = ("Q", "HHQ8s", 8) if layout.big else ("H", "HHI4s", 4)
     count_size = struct.calcsize("=" + count_format)
@@ -245,16 +256,14 @@ async def _read_ifd(reader: HeaderReader, layout: _Layout, offset: int) -> tuple
     if count > MAX_ENTRIES:
         raise reader.error(f"a TIFF directory claims {count} entries (allowed: {MAX_ENTRIES}): the file is damaged")
     body = await reader.read(offset + count_size, count * record.size + inline)
-    entries: dict[int, _Entry] = {}
+    entries: dict[int, TiffEntry] = {}
     for k in range(count):
         tag, type_code, values, field = record.unpack_from(body, k * record.size)
-        kind = _RATIONALS.get(type_code) or _TYPES.get(type_code)
-        dtype = np.dtype(kind).newbyteorder(layout.order) if kind else None
-        entry = _Entry(dtype, 2 if type_code in _RATIONALS else 1, values, 0)
+        entry = tiff_entry(layout.order, type_code, values)
         if entry.length <= inline:
             place = offset + count_size + (k + 1) * record.size - inline
         else:
             (place,) = struct.unpack(layout.offset, field)
-        entries[tag] = _Entry(dtype, entry.per_value, values, place)
+        entries[tag] = replace(entry, place=place)
     (following,) = struct.unpack(layout.offset, body[-inline:])
     return TiffIfd(reader, layout, entries), following

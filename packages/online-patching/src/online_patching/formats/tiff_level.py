@@ -245,6 +245,17 @@ def _with_downsamples(reader: HeaderReader, levels: list[LevelGeometry]) -> list
     return result
 
 
+async def mpp_from_resolution(ifd: TiffIfd) -> float | None:
+    """Um per pixel by a directory's resolution tags (TIFF 6.0 section 8), or None where they do not say."""
+    um_per_unit = {2: 25400.0, 3: 10000.0}.get(await ifd.number(tiff.RESOLUTION_UNIT, 2))
+    x, y = await ifd.real(tiff.X_RESOLUTION), await ifd.real(tiff.Y_RESOLUTION)
+    if um_per_unit is None or not x or not y:
+        return None
+    mpp = um_per_unit * (1 / x + 1 / y) / 2
+    # 72 and 96 dots an inch are what image libraries write when they know nothing.
+    return mpp if 0.01 < mpp < 100 else None
+
+
 def slide_of(
     reader: HeaderReader, levels: list[TiffLevel], *, vendor: str, mpp: float | None, properties: dict[str, str]
 ) -> FoundSlide:

@@ -4,19 +4,20 @@ The vendor is told by the first directory's description and software.
 
 - Aperio SVS: every *tiled* directory is a level (a stripped thumbnail lies between them, label and macro behind).
 - OME-TIFF: the largest image of the OME-XML; its lower levels are the directories that tag 330 of its own names.
+- Philips, Leica SCN, Ventana BIF and Hamamatsu NDPI: experimental, see ``tiff_vendors``.
 - Generic pyramidal TIFF: the first directory, and every tiled one that says it is a reduced version of another.
 """
 
 from __future__ import annotations
 
-import re
-
 from online_patching.formats import tiff
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.ndpi_directories import read_ndpi_directories
 from online_patching.formats.ome import OmeImage, read_ome
 from online_patching.formats.tiff import TiffIfd
-from online_patching.formats.tiff_level import as_pyramid, read_levels, slide_of
+from online_patching.formats.tiff_level import as_pyramid, mpp_from_resolution, read_levels, slide_of
+from online_patching.formats.tiff_vendors import read_vendor_slide
 
 # NewSubfileType, bit 0 (TIFF 6.0 section 8).
 REDUCED_RESOLUTION = 1
@@ -28,11 +29,13 @@ async def read_tiff_slide(reader: HeaderReader, *, experimental: bool = False) -
     Raises:
         SlideFormatError: Not such a slide, a damaged one, or one whose colours are not certain.
     """
-    ifds = await tiff.read_ifds(reader)
+    ifds = await read_ndpi_directories(reader) or await tiff.read_ifds(reader)
     await tiff.fetch_values(reader, ifds[:1], (tiff.IMAGE_DESCRIPTION, tiff.SOFTWARE))
     description = await ifds[0].text(tiff.IMAGE_DESCRIPTION)
     software = await ifds[0].text(tiff.SOFTWARE)
-    _refuse_other_vendors(reader, description, software)
+    found = await read_vendor_slide(reader, ifds, description=description, software=software, experimental=experimental)
+    if found is not None:
+        return found
     if not any(tiff.TILE_OFFSETS in ifd for ifd in ifds):
         raise reader.error("a TIFF without tiles: not a slide; write it as a tiled pyramid (TIFF or SVS)")
     if description.startswith("Aperio"):
@@ -59,7 +62,7 @@ async def _read_generic(reader: HeaderReader, ifds: list[TiffIfd]) -> FoundSlide
     ]
     await tiff.fetch_values(reader, ifds[:1], (tiff.X_RESOLUTION, tiff.Y_RESOLUTION))
     levels = as_pyramid(reader, await read_levels(reader, [ifds[0], *reduced]))
-    return slide_of(reader, levels, vendor="generic-tiff", mpp=await _mpp_from_resolution(ifds[0]), properties={})
+    return slide_of(reader, levels, vendor="generic-tiff", mpp=await mpp_from_resolution(ifds[0]), properties={})
 
 
 async def _read_ome_tiff(reader: HeaderReader, ifds: list[TiffIfd], description: str) -> FoundSlide:
@@ -101,25 +104,6 @@ def aperio_properties(description: str) -> dict[str, str]:
     for key, _, value in fields:
         properties.setdefault(key.strip(), value.strip())
     return properties
-
-
-def _refuse_other_vendors(reader: HeaderReader, description: str, software: str) -> None:
-    # Their levels or colours need more than the TIFF tags say; reading them as generic TIFF would be wrong.
-    if software.startswith("Philips") or "<scn" in description or "<iScan" in description:
-        name = "Philips" if software.startswith("Philips") else re.findall(r"scn|iScan", description)[0]
-        raise reader.error(
-            f"a {name} TIFF, which this version does not read; supported: Aperio SVS, OME-TIFF, pyramidal TIFF"
-        )
-
-
-async def _mpp_from_resolution(ifd: TiffIfd) -> float | None:
-    um_per_unit = {2: 25400.0, 3: 10000.0}.get(await ifd.number(tiff.RESOLUTION_UNIT, 2))
-    x, y = await ifd.real(tiff.X_RESOLUTION), await ifd.real(tiff.Y_RESOLUTION)
-    if um_per_unit is None or not x or not y:
-        return None
-    mpp = um_per_unit * (1 / x + 1 / y) / 2
-    # 72 and 96 dots an inch are what image libraries write when they know nothing.
-    return mpp if 0.01 < mpp < 100 else None
 
 
 def _positive(text: str | None) -> float | None:

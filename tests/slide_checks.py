@@ -1,0 +1,85 @@
+"""What tests of several formats hold a slide against: OpenSlide's pixels, and damage to the headers in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import openslide
+from online_patching import Slide
+from online_patching.bytesource import ByteRange, ObjectInfo
+from online_patching.errors import PatchingError
+from online_patching.index import SlideIndex, index_slide
+from online_patching.loop import run
+from online_patching.storage import Store
+
+
+class MemorySource:
+    """Bytes in memory as an object (a source like any other: it only has no network)."""
+
+    url = "memory://slide"
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def info(self) -> ObjectInfo:
+        return ObjectInfo(len(self.data), "1")
+
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
+        return [self.data[start : start + length] for start, length in ranges]
+
+
+class MemoryStore(Store):
+    """A store that holds one object, whatever its name."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.source = MemorySource(data)
+
+    def open(self, url: str) -> MemorySource:
+        return self.source
+
+
+def assert_damage_is_survived(data: bytes) -> None:
+    """Indexing ends within a second, in a valid geometry or in an error that names the file."""
+    started = time.monotonic()
+    result = _index_or_error(data)
+    assert time.monotonic() - started < 1
+    if isinstance(result, PatchingError):
+        assert "memory://slide" in str(result)
+        return
+    for level, tiles in zip(result.header.levels, result.tiles, strict=True):
+        assert min(level.width_px, level.height_px, level.tile_width_px, level.tile_height_px) > 0
+        assert len(tiles.offset) == len(tiles.length) == level.tiles_x * level.tiles_y
+        assert ((tiles.offset + tiles.length <= len(data)) | (tiles.length == 0)).all()
+
+
+def _index_or_error(data: bytes) -> SlideIndex | PatchingError:
+    try:
+        return run(index_slide("memory://slide", MemoryStore(data), experimental=True))
+    except PatchingError as error:
+        return error
+
+
+def assert_levels_equal_openslide(
+    slide: Slide, oracle: openslide.OpenSlide, *, levels: Sequence[int] | None = None, x_px: int = 0, y_px: int = 0
+) -> None:
+    """Every whole level has OpenSlide's pixels, and is white where OpenSlide has none.
+
+    Args:
+        slide: Read here.
+        oracle: The same file in OpenSlide.
+        levels: OpenSlide's number of every level, where it makes up levels that are not stored.
+        x_px: Where level 0 of the slide begins on OpenSlide's canvas; divisible by every downsample.
+        y_px: The same, downwards.
+    """
+    numbers = range(oracle.level_count) if levels is None else levels
+    for level, (number, geometry) in enumerate(zip(numbers, slide.levels, strict=True)):
+        size = (geometry.width_px, geometry.height_px)
+        expected = np.asarray(oracle.read_region((x_px, y_px), number, size))
+        read = slide.read_level(level=level, x_px=0, y_px=0, width_px=size[0], height_px=size[1])
+        inside = expected[..., 3] == 255
+        assert inside.any()
+        np.testing.assert_array_equal(read[inside], expected[..., :3][inside])
+        assert (read[~inside] == 255).all()
