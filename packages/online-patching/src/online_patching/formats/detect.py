@@ -6,6 +6,11 @@ that no other library than ours has written the test files of is *experimental*:
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from online_patching.bytesource import local_path
+from online_patching.formats.dicom_level import is_dicom
+from online_patching.formats.dicom_slide import read_dicom_file, read_dicom_folder
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.tiff_slide import read_tiff_slide
@@ -15,7 +20,7 @@ from online_patching.storage import Store
 HEAD_BYTES = 132
 MIN_BYTES = 16
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF"
+SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, DICOM"
 
 
 async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[FoundSlide, int, int]:
@@ -33,6 +38,9 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
+    if _names_folder(url):
+        dicom = await read_dicom_folder(store, url)
+        return dicom.slide, dicom.requests, dicom.bytes_read
     source = store.open(url)
     reader = HeaderReader(source, await source.info())
     if reader.size < MIN_BYTES:
@@ -40,6 +48,14 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
     head = await reader.read(0, min(HEAD_BYTES, reader.size))
     if head[:4] in TIFF_MAGIC:
         found = await read_tiff_slide(reader, experimental=experimental)
+    elif is_dicom(head):
+        dicom = await read_dicom_file(store, url, reader)
+        return dicom.slide, dicom.requests, dicom.bytes_read
     else:
         raise reader.error(f"not a slide: it starts with {head[:16]!r}; supported: {SUPPORTED}")
     return found, reader.requests, reader.bytes_read
+
+
+def _names_folder(url: str) -> bool:
+    path = local_path(url)
+    return url.endswith("/") or (path is not None and Path(path).is_dir())

@@ -25,6 +25,7 @@ class Codec(StrEnum):
     LZW = "lzw"
     ZSTD = "zstd"
     RAW = "raw"
+    JPEG_LS = "jpeg-ls"
     # A chunk of a Zarr array, whose own metadata says how it is encoded: read by the zarr library.
     ZARR = "zarr"
 

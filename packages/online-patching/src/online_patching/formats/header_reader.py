@@ -7,7 +7,9 @@ counts what it read. Whatever a format's reader has to say against a file, it sa
 
 from __future__ import annotations
 
-from online_patching.bytesource import ByteSource, ObjectInfo, PinnedObject, shown_url
+from collections.abc import Sequence
+
+from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject, shown_url
 from online_patching.errors import SlideFormatError
 
 WINDOW_BYTES = 16 * 1024
@@ -54,6 +56,22 @@ class HeaderReader:
         if length <= WINDOW_BYTES:
             self._windows.append((start, data))
         return data[:length]
+
+    async def read_all(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Several pieces at once, exactly these bytes of each; nothing of them is kept.
+
+        Raises:
+            SlideFormatError: A range reaches past the end of the file.
+        """
+        for start, length in ranges:
+            if start < 0 or length < 0 or start + length > self.size:
+                raise self.error(
+                    f"its headers point to {length} bytes at {start}, past its end at {self.size}: damaged"
+                )
+        pieces = await self._source.read_ranges(ranges) if ranges else []
+        self.requests += len(ranges)
+        self.bytes_read += sum(map(len, pieces))
+        return pieces
 
     def error(self, message: str) -> SlideFormatError:
         """A format error that names the file."""
