@@ -26,7 +26,7 @@ LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"
 
 MAX_ELEMENTS, MAX_NESTED_ELEMENTS, MAX_DEPTH = 4096, 3_000_000, 16
 MAX_VALUE_BYTES = 128 << 20
-FIRST_PIECE_BYTES, MAX_PIECE_BYTES = 256, 4 << 20
+FIRST_PIECE_BYTES, MAX_PIECE_BYTES = 256, 1 << 20
 LONGEST_HEADER = 12
 
 _HEADER = struct.Struct("<HHI")
@@ -254,9 +254,11 @@ async def read_elements(
     for _ in range(MAX_ELEMENTS):
         if at >= reader.size:
             return DataSet(values, explicit), at
-        element = await read_header(reader, at, explicit=explicit)
-        if element.tag >= stop:
+        group, number, _ = _HEADER.unpack(await reader.read(at, _HEADER.size))
+        if group << 16 | number >= stop:
+            # What follows may be written in another way: the file meta group is explicit always.
             return DataSet(values, explicit), at
+        element = await read_header(reader, at, explicit=explicit)
         if element.length == UNDEFINED_LENGTH:
             value, at = await _read_undefined(reader, element)
         else:
