@@ -44,9 +44,7 @@ def encode(tile: Pixels, codec: str, photometric: str) -> bytes:
             return bytes(imagecodecs.jpeg2k_encode(tile, level=0, codecformat="J2K", mct=photometric != "RGB"))
         case "jpeg2000_lossy":
             return bytes(
-                imagecodecs.jpeg2k_encode(
-                    tile, level=35, reversible=False, codecformat="J2K", mct=photometric != "RGB"
-                )
+                imagecodecs.jpeg2k_encode(tile, level=35, reversible=False, codecformat="J2K", mct=photometric != "RGB")
             )
         case "htj2k":
             return bytes(imagecodecs.htj2k_encode(tile))

@@ -60,7 +60,7 @@ def _decode(data: bytes, encoding: TileEncoding, shape: tuple[int, int, int]) ->
         case Codec.JPEG2000, _:
             return _array(imagecodecs.jpeg2k_decode(data))
         case Codec.JPEG_LS, _:
-            return _array(imagecodecs.jpegls_decode(data))
+            return _array(imagecodecs.jpegls_decode(data, out=np.empty(shape, np.uint8)))
     raw = _lossless(data, encoding.codec, shape[0] * shape[1] * shape[2])
     pixels = np.frombuffer(raw, np.uint8).reshape(shape)
     return np.cumsum(pixels, axis=1, dtype=np.uint8) if encoding.predictor == 2 else pixels

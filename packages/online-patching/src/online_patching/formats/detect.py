@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from online_patching.bytesource import local_path
+from online_patching.errors import NotFoundError
 from online_patching.formats.dicom_level import is_dicom
 from online_patching.formats.dicom_slide import read_dicom_file, read_dicom_folder
 from online_patching.formats.header import FoundSlide
@@ -38,11 +39,18 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
-    if _names_folder(url):
-        dicom = await read_dicom_folder(store, url)
-        return dicom.slide, dicom.requests, dicom.bytes_read
+    if _is_folder(url):
+        return await _read_folder(store, url)
     source = store.open(url)
-    reader = HeaderReader(source, await source.info())
+    try:
+        info = await source.info()
+    except NotFoundError as missing:
+        # A store knows no folders: what is no object may still be the start of some objects' names.
+        try:
+            return await _read_folder(store, url)
+        except NotFoundError:
+            raise missing from None
+    reader = HeaderReader(source, info)
     if reader.size < MIN_BYTES:
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, min(HEAD_BYTES, reader.size))
@@ -56,6 +64,11 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
     return found, reader.requests, reader.bytes_read
 
 
-def _names_folder(url: str) -> bool:
+def _is_folder(url: str) -> bool:
     path = local_path(url)
     return url.endswith("/") or (path is not None and Path(path).is_dir())
+
+
+async def _read_folder(store: Store, url: str) -> tuple[FoundSlide, int, int]:
+    dicom = await read_dicom_folder(store, url)
+    return dicom.slide, dicom.requests, dicom.bytes_read

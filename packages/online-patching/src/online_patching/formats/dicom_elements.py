@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.header_reader import WINDOW_BYTES, HeaderReader
 
 Tag = int
 """Group and element number as one: (0028,0010) is 0x00280010."""
@@ -24,8 +24,10 @@ ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 # Representations whose length takes four bytes (PS3.5 table 7.1-1).
 LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 
-MAX_ELEMENTS, MAX_NESTED_ELEMENTS, MAX_DEPTH = 4096, 3_000_000, 16
-MAX_VALUE_BYTES = 128 << 20
+MAX_ELEMENTS, MAX_DEPTH = 4096, 16
+MAX_VALUE_BYTES = 16 << 20
+# Walking costs time by the element; readers of long sequences ask for twice the bytes that real files need.
+MIN_BYTES_AN_ELEMENT = 48
 FIRST_PIECE_BYTES, MAX_PIECE_BYTES = 256, 1 << 20
 LONGEST_HEADER = 12
 
@@ -131,9 +133,9 @@ class SequenceScan:
         at: How far it came in the bytes.
     """
 
-    def __init__(self, *, explicit: bool, at: int = 0) -> None:
+    def __init__(self, *, explicit: bool, at: int = 0, max_bytes: int = MAX_VALUE_BYTES) -> None:
         self.at = at
-        self._elements = 0
+        self._elements_left = max_bytes // MIN_BYTES_AN_ELEMENT
         # What is open, innermost last: (is it an item, are its elements explicit).
         self._open: list[tuple[bool, bool]] = [(False, explicit)]
 
@@ -167,9 +169,9 @@ class SequenceScan:
                 if undefined:
                     self._enter(False, explicit)
             at = after if undefined else after + length
-            self._elements += 1
-            if self._elements > MAX_NESTED_ELEMENTS:
-                raise DataSetError(f"a sequence of more than {MAX_NESTED_ELEMENTS} elements")
+            self._elements_left -= 1
+            if self._elements_left < 0:
+                raise DataSetError("more elements in it than any slide needs")
         self.at = at
         return not self._open and at <= end
 
@@ -218,7 +220,9 @@ def _parse_elements(data: bytes, at: int, end: int, explicit: bool) -> tuple[dic
         if element.tag == ITEM_END:
             return values, element.start
         if element.length == UNDEFINED_LENGTH:
-            scan = SequenceScan(explicit=element.explicit, at=element.start)
+            scan = SequenceScan(
+                explicit=element.explicit, at=element.start, max_bytes=end - element.start + MAX_VALUE_BYTES
+            )
             if not scan.advance(data):
                 raise DataSetError("a sequence without an end")
             at = scan.at
@@ -233,7 +237,13 @@ def _parse_elements(data: bytes, at: int, end: int, explicit: bool) -> tuple[dic
 
 
 async def read_elements(
-    reader: HeaderReader, at: int, *, explicit: bool, wanted: Set[Tag], stop: Tag
+    reader: HeaderReader,
+    at: int,
+    *,
+    explicit: bool,
+    wanted: Set[Tag],
+    stop: Tag,
+    max_bytes: int = MAX_VALUE_BYTES,
 ) -> tuple[DataSet, int]:
     """Values of the wanted elements of a file's data set, up to the first element whose tag is ``stop`` or above.
 
@@ -243,6 +253,7 @@ async def read_elements(
         explicit: Whether elements state their representation.
         wanted: Tags whose values are kept.
         stop: Where to stop.
+        max_bytes: The longest value that is read.
 
     Returns:
         The values, and where the element at which it stopped begins.
@@ -260,15 +271,15 @@ async def read_elements(
             return DataSet(values, explicit), at
         element = await read_header(reader, at, explicit=explicit)
         if element.length == UNDEFINED_LENGTH:
-            value, at = await _read_undefined(reader, element)
+            value, at = await _read_undefined(reader, element, max_bytes)
         else:
             value, at = b"", element.start + element.length
             if at > reader.size:
                 raise reader.error(f"{_name(element.tag)} reaches past its end at {reader.size}: cut off or damaged")
             if element.tag in wanted:
-                if element.length > MAX_VALUE_BYTES:
-                    raise reader.error(f"{_name(element.tag)} of {element.length} bytes (allowed: {MAX_VALUE_BYTES})")
-                value = await reader.read(element.start, element.length)
+                if element.length > max_bytes:
+                    raise reader.error(f"{_name(element.tag)} of {element.length} bytes (allowed: {max_bytes})")
+                value = await read_value(reader, element.start, element.length)
         if element.tag in wanted:
             values[element.tag] = value
     raise reader.error(f"more than {MAX_ELEMENTS} elements in its data set: the file is damaged")
@@ -288,16 +299,28 @@ async def read_header(reader: HeaderReader, at: int, *, explicit: bool) -> Eleme
     return Element(element.tag, at + element.start, element.length, element.explicit)
 
 
-async def _read_undefined(reader: HeaderReader, element: Element) -> tuple[bytes, int]:
+async def read_value(reader: HeaderReader, start: int, length: int) -> bytes:
+    """Bytes of a file; what is longer than a window is read by itself and not kept.
+
+    Raises:
+        SlideFormatError: The range reaches past the end of the file.
+    """
+    if length <= WINDOW_BYTES:
+        return await reader.read(start, length)
+    (data,) = await reader.read_apart([(start, length)])
+    return data
+
+
+async def _read_undefined(reader: HeaderReader, element: Element, max_bytes: int) -> tuple[bytes, int]:
     """Value of an element of undefined length without its delimiter, and where the next element begins."""
-    scan, data, piece = SequenceScan(explicit=element.explicit), bytearray(), FIRST_PIECE_BYTES
+    scan, data, piece = SequenceScan(explicit=element.explicit, max_bytes=max_bytes), bytearray(), FIRST_PIECE_BYTES
     try:
         while not scan.advance(data):
             read_to = element.start + len(data)
             wanted = min(max(piece, scan.at + LONGEST_HEADER - len(data)), reader.size - read_to)
-            if wanted <= 0 or len(data) + wanted > MAX_VALUE_BYTES:
+            if wanted <= 0 or len(data) + wanted > max_bytes:
                 raise DataSetError(f"no end of it within {len(data)} bytes")
-            data += await reader.read(read_to, wanted)
+            data += await read_value(reader, read_to, wanted)
             piece = min(4 * piece, MAX_PIECE_BYTES)
     except DataSetError as error:
         raise reader.error(f"{_name(element.tag)}: {error}; the file is cut off or damaged") from error

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from online_patching.formats.dicom_elements import ITEM, SEQUENCE_END, UNDEFINED_LENGTH, DataSet, Element, Tag
+from online_patching.formats.dicom_elements import (
+    ITEM,
+    SEQUENCE_END,
+    UNDEFINED_LENGTH,
+    DataSet,
+    Element,
+    Tag,
+    read_value,
+)
 from online_patching.formats.header import TileRanges
 from online_patching.formats.header_reader import WINDOW_BYTES, HeaderReader
 
@@ -72,7 +80,7 @@ async def frame_ranges(reader: HeaderReader, frames: StoredFrames) -> TileRanges
     elif table_bytes:
         if table_bytes != 4 * frames.count:
             raise reader.error(f"an offset table of {table_bytes} bytes for {frames.count} frames: damaged")
-        table = await reader.read(table_start, table_bytes)
+        table = await read_value(reader, table_start, table_bytes)
         offsets, lengths = np.frombuffer(table, "<u4").astype(np.uint64), None
     else:
         return await _walk(reader, first, frames.count)
@@ -114,7 +122,7 @@ async def _from_offsets(reader: HeaderReader, first: int, offsets: Numbers, leng
         raise reader.error("its offset table and its frame lengths disagree: frames in several fragments, or damaged")
     longest = np.argpartition(spans, -LONGEST_CHECKED)[-LONGEST_CHECKED:] if spans.size > LONGEST_CHECKED else range(0)
     places = [(first + int(offsets[frame]), int(spans[frame])) for frame in longest]
-    headers = await reader.read_all([(place, ITEM_HEADER_BYTES) for place, _ in places])
+    headers = await reader.read_apart([(place, ITEM_HEADER_BYTES) for place, _ in places])
     for header, (place, span) in zip(headers, places, strict=True):
         if _item(reader, header, place) != (ITEM, span):
             raise reader.error(
@@ -133,7 +141,7 @@ async def _walk(reader: HeaderReader, first: int, count: int) -> TileRanges:
         if place + ITEM_HEADER_BYTES > len(window):
             short = at - first < SHORT_FRAGMENT_BYTES * max(frame, 1)
             wanted = min(WALK_WINDOW_BYTES if short and frame else WINDOW_BYTES, reader.size - at)
-            window, window_start, place = await reader.read(at, max(wanted, ITEM_HEADER_BYTES)), at, 0
+            window, window_start, place = await read_value(reader, at, max(wanted, ITEM_HEADER_BYTES)), at, 0
         tag, stored = _item(reader, window[place : place + ITEM_HEADER_BYTES], at)
         if tag == SEQUENCE_END:
             if frame < count:

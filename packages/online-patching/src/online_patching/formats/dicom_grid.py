@@ -18,6 +18,8 @@ from online_patching.formats.header_reader import HeaderReader
 from online_patching.geometry import LevelGeometry
 
 PER_FRAME_GROUPS = 0x52009230
+# Real files take 100 to 700 bytes a frame.
+BYTES_A_FRAME, FEWEST_BYTES, MOST_BYTES = 4096, 1 << 20, 128 << 20
 PLANE_POSITION, COLUMN_POSITION, ROW_POSITION = 0x0048021A, 0x0048021E, 0x0048021F
 
 # A frame's position as it is nearly always stored: column and row beside each other.
@@ -25,6 +27,11 @@ _POSITIONS = {
     True: re.compile(rb"\x48\x00\x1e\x02SL\x04\x00(.{4}\x48\x00\x1f\x02SL\x04\x00.{4})", re.DOTALL),
     False: re.compile(rb"\x48\x00\x1e\x02\x04\x00\x00\x00(.{4}\x48\x00\x1f\x02\x04\x00\x00\x00.{4})", re.DOTALL),
 }
+
+
+def per_frame_bytes(frames: int) -> int:
+    """Up to how many bytes of per-frame functional groups are read of a file with so many frames."""
+    return min(FEWEST_BYTES + BYTES_A_FRAME * frames, MOST_BYTES)
 
 
 def tiles_of_frames(

@@ -30,7 +30,7 @@ from online_patching.formats.dicom_frames import (
     StoredFrames,
     frame_ranges,
 )
-from online_patching.formats.dicom_grid import PER_FRAME_GROUPS, by_tile, tiles_of_frames
+from online_patching.formats.dicom_grid import PER_FRAME_GROUPS, by_tile, per_frame_bytes, tiles_of_frames
 from online_patching.formats.header import Codec, Colour, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.geometry import LevelGeometry
@@ -78,6 +78,7 @@ _COLOURS = {
     (Codec.JPEG, "RGB"): Colour.RGB,
     (Codec.JPEG, "YBR_FULL_422"): Colour.YCBCR,
     (Codec.JPEG, "YBR_FULL"): Colour.YCBCR,
+    (Codec.JPEG, "MONOCHROME2"): Colour.GREY,
     (Codec.RAW, "RGB"): Colour.RGB,
     (Codec.JPEG_LS, "RGB"): Colour.RGB,
     **{(_JPEG2000, photometric): Colour.RGB for photometric in _COLOURS_BY_CODESTREAM},
@@ -172,12 +173,17 @@ async def _read_level(reader: HeaderReader) -> DicomLevel:
     geometry, frames = _geometry(reader, values)
     full = values.text(ORGANIZATION) == "TILED_FULL"
     wanted = frozenset(() if full else (PER_FRAME_GROUPS,))
-    per_frame, at = await read_elements(reader, at, explicit=explicit, wanted=wanted, stop=EXTENDED_OFFSETS)
+    allowed = per_frame_bytes(frames)
+    per_frame, at = await read_elements(
+        reader, at, explicit=explicit, wanted=wanted, stop=EXTENDED_OFFSETS, max_bytes=allowed
+    )
     grid = None if full else await asyncio.to_thread(tiles_of_frames, reader, geometry, frames, per_frame)
     if grid is None and frames != geometry.tiles_x * geometry.tiles_y:
         raise reader.error(f"{geometry.tiles_x * geometry.tiles_y} tiles expected, {frames} frames stored: damaged")
     wanted = frozenset((EXTENDED_OFFSETS, EXTENDED_LENGTHS))
-    tables, at = await read_elements(reader, at, explicit=explicit, wanted=wanted, stop=PIXEL_DATA)
+    tables, at = await read_elements(
+        reader, at, explicit=explicit, wanted=wanted, stop=PIXEL_DATA, max_bytes=8 * frames
+    )
     pixel_data = await read_header(reader, at, explicit=explicit)
     if pixel_data.tag != PIXEL_DATA:
         raise reader.error("no pixels in it: cut off, or not an image")
@@ -214,9 +220,13 @@ def _encoding(reader: HeaderReader, values: DataSet, syntax: str) -> TileEncodin
     if colour is None:
         raise reader.error(f"photometric interpretation {photometric!r} in transfer syntax {syntax} is not supported")
     found = {tag: values.integer(tag) for tag in (SAMPLES, ALLOCATED, STORED, SIGNED)}
-    if found != {SAMPLES: 3, ALLOCATED: 8, STORED: 8, SIGNED: 0}:
+    samples = 1 if colour is Colour.GREY else 3
+    if found != {SAMPLES: samples, ALLOCATED: 8, STORED: 8, SIGNED: 0}:
         numbers = ", ".join(str(number) for number in found.values())
-        raise reader.error(f"samples, bits allocated, bits stored, signed: got {numbers}; only 3, 8, 8, 0 is read")
+        raise reader.error(
+            f"samples, bits allocated, bits stored, signed of {photometric}: got {numbers}; only {samples}, 8, 8, 0"
+            " is read"
+        )
     planar = values.integer(PLANAR) or 0
     if planar != 0 and codec is Codec.RAW:
         raise reader.error(f"planar configuration {planar}: only interleaved samples (0) are read; rewrite the file")
@@ -266,6 +276,6 @@ def _properties(values: DataSet, syntax: str) -> dict[str, str]:
         "ManufacturerModelName": values.text(MODEL),
         "SeriesInstanceUID": values.text(SERIES_UID),
         "TransferSyntaxUID": syntax,
-        "objective_power": values.item(OPTICAL_PATH).text(LENS_POWER),
+        "objective-power": values.item(OPTICAL_PATH).text(LENS_POWER),
     }
     return {name: text for name, text in found.items() if text}

@@ -57,17 +57,15 @@ class HeaderReader:
             self._windows.append((start, data))
         return data[:length]
 
-    async def read_all(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        """Several pieces at once, exactly these bytes of each; nothing of them is kept.
+    async def read_apart(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Exactly these bytes, all at once and without keeping them: for what is large, or scattered and read once.
 
         Raises:
             SlideFormatError: A range reaches past the end of the file.
         """
         for start, length in ranges:
             if start < 0 or length < 0 or start + length > self.size:
-                raise self.error(
-                    f"its headers point to {length} bytes at {start}, past its end at {self.size}: damaged"
-                )
+                raise self.error(f"its headers point to byte {start + length}, past its end at {self.size}: damaged")
         pieces = await self._source.read_ranges(ranges) if ranges else []
         self.requests += len(ranges)
         self.bytes_read += sum(map(len, pieces))
