@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -184,6 +185,23 @@ def test_the_levels_of_a_series_are_found_from_its_folder_and_from_each_file(tmp
         assert slide.header.properties["objective-power"] == "20"
 
 
+def test_files_without_suffix_are_levels_too(tmp_path: Path) -> None:
+    write_series(tmp_path, "1.2.3")
+    (tmp_path / "a.dcm").rename(tmp_path / "4_1")
+    (tmp_path / "b.dcm").rename(tmp_path / "1.2.840.77")
+    (tmp_path / "README").write_text("no slide")
+    for name in ("", "c.dcm", "4_1"):
+        assert_openslide_reads_the_same(open_slide(f"{tmp_path}/{name}"), tmp_path / "1.2.840.77")
+
+
+def test_a_file_that_is_tiff_as_well_goes_by_its_name(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", IMAGE, series="1.2.3")
+    path.write_bytes(b"II*\0" + struct.pack("<I", 1 << 20) + path.read_bytes()[8:])
+    assert_openslide_reads_the_same(open_slide(str(path)), path)
+    with pytest.raises(SlideFormatError, match=r"a\.tif: its headers point"):
+        open_slide(str(path.rename(tmp_path / "a.tif")))
+
+
 def test_a_copy_of_a_level_is_no_second_level(tmp_path: Path) -> None:
     write_series(tmp_path, "1.2.3")
     (tmp_path / "copy.dcm").write_bytes((tmp_path / "b.dcm").read_bytes())
@@ -289,6 +307,18 @@ def test_headers_cost_a_handful_of_requests(tmp_path: Path, table: Any) -> None:
     assert index.bytes_read <= 1.3 * frames * (4 if table == "basic" else 16) + 5 * 16 * 1024
 
 
+@pytest.mark.parametrize("undefined_lengths", [False, True], ids=["lengths", "undefined"])
+def test_a_large_colour_profile_is_stepped_over(tmp_path: Path, undefined_lengths: bool) -> None:
+    path, kind = pydicom.Dataset(), pydicom.Dataset()
+    kind.CodeValue = "111744"
+    path.IlluminationTypeCodeSequence, path.ICCProfile, path.ObjectiveLensPower = [kind], bytes(13 << 20), "40"
+    changes = {"OpticalPathSequence": [path]}
+    write_dicom(tmp_path / "a.dcm", IMAGE, series="1.2.3", changes=changes, undefined_lengths=undefined_lengths)
+    index = run(index_slide(f"{tmp_path}/a.dcm", Store()))
+    assert index.header.properties["objective-power"] == "40"
+    assert index.bytes_read < 50_000
+
+
 def test_a_chain_of_small_frames_is_walked_in_windows(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", np.zeros((400, 400, 3), np.uint8), series="1.2.3", tile=8, table="none")
     assert path.stat().st_size > 1 << 20
@@ -329,6 +359,7 @@ def test_indexing_a_flat_folder_asks_each_file_once_who_it_is(tmp_path: Path) ->
         ({"TotalPixelMatrixColumns": 1 << 24, "TotalPixelMatrixRows": 1 << 24, "Rows": 1}, "tiles"),
         ({"ImageType": ["DERIVED", "PRIMARY"]}, "ImageType"),
         ({"SeriesInstanceUID": None}, "SeriesInstanceUID"),
+        ({"SOPInstanceUID": None}, "SOPInstanceUID"),
         ({"PixelData": None}, "past its end|no pixels"),
     ],
 )

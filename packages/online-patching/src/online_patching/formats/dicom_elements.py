@@ -21,6 +21,7 @@ Tag = int
 PREAMBLE_BYTES, PREFIX = 128, b"DICM"
 UNDEFINED_LENGTH = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+DELIMITERS = 0xFFFE0000
 # Representations whose length takes four bytes (PS3.5 table 7.1-1).
 LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 
@@ -243,6 +244,7 @@ async def read_elements(
     explicit: bool,
     wanted: Set[Tag],
     stop: Tag,
+    inside: Set[Tag] = frozenset(),
     max_bytes: int = MAX_VALUE_BYTES,
 ) -> tuple[DataSet, int]:
     """Values of the wanted elements of a file's data set, up to the first element whose tag is ``stop`` or above.
@@ -253,6 +255,8 @@ async def read_elements(
         explicit: Whether elements state their representation.
         wanted: Tags whose values are kept.
         stop: Where to stop.
+        inside: Sequences that are walked through as if their elements were the data set's own; the first one of each
+            tag counts. So a colour profile of megabytes is stepped over.
         max_bytes: The longest value that is read.
 
     Returns:
@@ -266,10 +270,13 @@ async def read_elements(
         if at >= reader.size:
             return DataSet(values, explicit), at
         group, number, _ = _HEADER.unpack(await reader.read(at, _HEADER.size))
-        if group << 16 | number >= stop:
+        if stop <= group << 16 | number < DELIMITERS:
             # What follows may be written in another way: the file meta group is explicit always.
             return DataSet(values, explicit), at
         element = await read_header(reader, at, explicit=explicit)
+        if element.tag >= DELIMITERS or (element.tag in inside and element.explicit is explicit):
+            at = element.start
+            continue
         if element.length == UNDEFINED_LENGTH:
             value, at = await _read_undefined(reader, element, max_bytes)
         else:
@@ -281,7 +288,7 @@ async def read_elements(
                     raise reader.error(f"{_name(element.tag)} of {element.length} bytes (allowed: {max_bytes})")
                 value = await read_value(reader, element.start, element.length)
         if element.tag in wanted:
-            values[element.tag] = value
+            values.setdefault(element.tag, value)
     raise reader.error(f"more than {MAX_ELEMENTS} elements in its data set: the file is damaged")
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from online_patching.errors import SlideFormatError
 from online_patching.formats.dicom_elements import (
     ITEM,
     SEQUENCE_END,
@@ -113,23 +114,35 @@ async def _from_offsets(reader: HeaderReader, first: int, offsets: Numbers, leng
     room = max(reader.size - first - ITEM_HEADER_BYTES, 0)
     if int(offsets.max()) > room:
         raise reader.error(f"its offset table points past its end at {reader.size}: cut off or damaged; copy it again")
-    steps = np.diff(offsets.astype(np.int64))
+    steps = np.diff(offsets.astype(np.int64)).astype(np.int64)
     if steps.size and int(steps.min()) < ITEM_HEADER_BYTES:
         raise reader.error("its offset table does not rise from frame to frame: the file is damaged")
-    _, last = await _item_at(reader, first + int(offsets[-1]))
-    spans = np.append(steps - ITEM_HEADER_BYTES, last).astype(np.uint64)
+    spans = await _spans(reader, offsets + np.uint64(first), steps - ITEM_HEADER_BYTES)
+    # A frame of an odd length has a byte of padding behind it.
     if lengths is not None and bool(((lengths > spans) | (spans - lengths > 1)).any()):
-        raise reader.error("its offset table and its frame lengths disagree: frames in several fragments, or damaged")
-    longest = np.argpartition(spans, -LONGEST_CHECKED)[-LONGEST_CHECKED:] if spans.size > LONGEST_CHECKED else range(0)
-    places = [(first + int(offsets[frame]), int(spans[frame])) for frame in longest]
-    headers = await reader.read_apart([(place, ITEM_HEADER_BYTES) for place, _ in places])
-    for header, (place, span) in zip(headers, places, strict=True):
-        if _item(reader, header, place) != (ITEM, span):
-            raise reader.error(
-                "a frame is stored in several fragments, which is no one range of bytes; rewrite the file with one"
-                " fragment a frame"
-            )
+        raise _several_fragments(reader)
     return _checked(reader, offsets + np.uint64(first + ITEM_HEADER_BYTES), spans if lengths is None else lengths)
+
+
+async def _spans(reader: HeaderReader, places: Numbers, between: npt.NDArray[np.int64]) -> Numbers:
+    """Bytes of every frame: all but the last one's lie between two items, and its own item tells that."""
+    longest = np.argpartition(between, -LONGEST_CHECKED)[-LONGEST_CHECKED:] if len(between) > LONGEST_CHECKED else ()
+    looked_at = [*(int(frame) for frame in longest), len(places) - 1]
+    headers = await reader.read_apart([(int(places[frame]), ITEM_HEADER_BYTES) for frame in looked_at])
+    items = [_item(reader, header, int(places[k])) for header, k in zip(headers, looked_at, strict=True)]
+    if any(tag != ITEM for tag, _ in items):
+        raise reader.error("its offset table points to no frame: the file is damaged")
+    spans: Numbers = np.append(between, items[-1][1]).astype(np.uint64)
+    if any(length != spans[frame] for frame, (_, length) in zip(looked_at, items, strict=True)):
+        raise _several_fragments(reader)
+    return spans
+
+
+def _several_fragments(reader: HeaderReader) -> SlideFormatError:
+    return reader.error(
+        "a frame is not the one fragment that its offset table tells: frames of several fragments are no ranges of"
+        " bytes; rewrite the file with one fragment a frame"
+    )
 
 
 async def _walk(reader: HeaderReader, first: int, count: int) -> TileRanges:

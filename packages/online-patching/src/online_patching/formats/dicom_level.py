@@ -54,7 +54,7 @@ MAX_SIDE_PX, MAX_TILE_PX, MAX_TILES = 1 << 24, 1 << 14, 1 << 22
 
 _IDENTITY = frozenset((IMAGE_TYPE, INSTANCE_UID, SERIES_UID, MATRIX_COLUMNS))
 _DESCRIPTION = _IDENTITY | frozenset(
-    (MANUFACTURER, MODEL, ORGANIZATION, CONCATENATION, OPTICAL_PATH, PATHS, PLANES, SHARED_GROUPS)
+    (MANUFACTURER, MODEL, ORGANIZATION, CONCATENATION, LENS_POWER, PATHS, PLANES, SHARED_GROUPS)
 )
 _DESCRIPTION |= frozenset((SAMPLES, PHOTOMETRIC, PLANAR, FRAMES, ROWS, COLUMNS, ALLOCATED, STORED, SIGNED))
 _DESCRIPTION |= frozenset((VOLUME_WIDTH, VOLUME_HEIGHT, MATRIX_ROWS))
@@ -168,7 +168,9 @@ async def _read_level(reader: HeaderReader) -> DicomLevel:
     if syntax not in _CODECS:
         raise reader.error(f"DICOM transfer syntax {syntax!r} is not supported; supported: {SUPPORTED_SYNTAXES}")
     explicit = syntax != IMPLICIT
-    values, at = await read_elements(reader, at, explicit=explicit, wanted=_DESCRIPTION, stop=PER_FRAME_GROUPS)
+    values, at = await read_elements(
+        reader, at, explicit=explicit, wanted=_DESCRIPTION, stop=PER_FRAME_GROUPS, inside=frozenset((OPTICAL_PATH,))
+    )
     encoding = _encoding(reader, values, syntax)
     geometry, frames = _geometry(reader, values)
     full = values.text(ORGANIZATION) == "TILED_FULL"
@@ -207,11 +209,10 @@ async def _file_meta(reader: HeaderReader) -> tuple[DataSet, int]:
 
 
 def _identity(reader: HeaderReader, values: DataSet) -> DicomIdentity:
-    series, image_type = values.text(SERIES_UID), values.texts(IMAGE_TYPE)
-    if not series or len(image_type) < 3:
-        raise reader.error("no SeriesInstanceUID or no ImageType of three values: it cannot be told to which slide")
-    width = values.integer(MATRIX_COLUMNS) or 0
-    return DicomIdentity(series, values.text(INSTANCE_UID), image_type[2], width)
+    series, instance, image_type = values.text(SERIES_UID), values.text(INSTANCE_UID), values.texts(IMAGE_TYPE)
+    if not series or not instance or len(image_type) < 3:
+        raise reader.error("no SeriesInstanceUID, no SOPInstanceUID or no ImageType of three values: damaged")
+    return DicomIdentity(series, instance, image_type[2], values.integer(MATRIX_COLUMNS) or 0)
 
 
 def _encoding(reader: HeaderReader, values: DataSet, syntax: str) -> TileEncoding:
@@ -276,6 +277,6 @@ def _properties(values: DataSet, syntax: str) -> dict[str, str]:
         "ManufacturerModelName": values.text(MODEL),
         "SeriesInstanceUID": values.text(SERIES_UID),
         "TransferSyntaxUID": syntax,
-        "objective-power": values.item(OPTICAL_PATH).text(LENS_POWER),
+        "objective-power": values.text(LENS_POWER),
     }
     return {name: text for name, text in found.items() if text}

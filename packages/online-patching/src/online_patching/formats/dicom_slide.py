@@ -40,7 +40,7 @@ class ScannedFile:
 
     found: PinnedObject
     identity: DicomIdentity | None
-    problem: SlideFormatError | None
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,12 @@ async def read_dicom_file(store: Store, url: str, reader: HeaderReader) -> Found
         await read_dicom_level(reader)
         raise reader.error("not a DICOM whole-slide image")
     scan = _Scan(store)
-    beside = await scan.folder(await _listed_beside(store, url))
+    beside = await scan.folder([found for found in await _listed_beside(store, url) if _name(found.url) != _name(url)])
     same = [
         file
         for file in beside
         if file.identity is not None
         and (file.identity.series_uid, file.identity.flavour) == (identity.series_uid, VOLUME)
-        and _name(file.found.url) != _name(url)
     ]
     readers = [reader] if identity.flavour == VOLUME else []
     readers += await asyncio.gather(*(_opened(store, file.found.url) for file in same))
@@ -110,7 +109,7 @@ async def read_dicom_folder(store: Store, folder_url: str) -> FoundDicom:
     files = await scan.folder(await _listed(store, folder_url))
     for file in files:
         if file.problem is not None:
-            raise file.problem
+            raise SlideFormatError(file.problem)
     series = _by_series(files)
     if len(series) != 1:
         names = ", ".join(f"{_name(level0.found.url)} ({uid})" for uid, (level0, *_) in list(series.items())[:4])
@@ -176,7 +175,7 @@ class _Scan:
             try:
                 scanned = ScannedFile(found, await identify(reader), None)
             except SlideFormatError as error:
-                scanned = ScannedFile(found, None, error)
+                scanned = ScannedFile(found, None, str(error))
         self.requests += reader.requests
         self.bytes += reader.bytes_read
         if found.info.version:
@@ -186,8 +185,14 @@ class _Scan:
         return scanned
 
 
+def may_be_dicom(name: str) -> bool:
+    """Whether a file may be DICOM by its name: archives also name files by a UID or a number, without a suffix."""
+    _, dot, suffix = name.rpartition(".")
+    return not dot or suffix.isdecimal() or name.lower().endswith(DICOM_SUFFIXES)
+
+
 async def _listed(store: Store, folder_url: str) -> list[PinnedObject]:
-    return [found for found in await store.list_folder(folder_url) if found.url.lower().endswith(DICOM_SUFFIXES)]
+    return [found for found in await store.list_folder(folder_url) if may_be_dicom(_name(found.url))]
 
 
 async def _listed_beside(store: Store, url: str) -> list[PinnedObject]:
