@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from online_patching import Slide, SlideFormatError, open_slide
 from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject
-from online_patching.errors import NotFoundError, StorageError
+from online_patching.errors import NotFoundError, SlideChangedError, StorageError
 from online_patching.formats.dicom_slide import dicom_slides
 from online_patching.index import index_slide
 from online_patching.loop import run
@@ -200,6 +200,22 @@ def test_a_file_that_is_tiff_as_well_goes_by_its_name(tmp_path: Path) -> None:
     assert_openslide_reads_the_same(open_slide(str(path)), path)
     with pytest.raises(SlideFormatError, match=r"a\.tif: its headers point"):
         open_slide(str(path.rename(tmp_path / "a.tif")))
+
+
+def test_a_file_named_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(tmp_path, "1.2.3")
+    monkeypatch.chdir(tmp_path)
+    assert_openslide_reads_the_same(open_slide("c.dcm"), Path("b.dcm"))
+
+
+def test_each_level_is_pinned(tmp_path: Path) -> None:
+    write_series(tmp_path, "1.2.3")
+    slide = open_slide(str(tmp_path))
+    path = tmp_path / "c.dcm"
+    path.write_bytes(path.read_bytes() + bytes(8))
+    assert whole(slide, 0).shape == IMAGE.shape
+    with pytest.raises(SlideChangedError, match=r"c\.dcm"):
+        whole(slide, 1)
 
 
 def test_a_copy_of_a_level_is_no_second_level(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ PIXEL_DATA: Tag = 0x7FE00010
 ITEM_HEADER_BYTES = 8
 LONGEST_CHECKED = 2
 # Fragments shorter than this are worth reading through for the sake of the next header: a request costs as much.
-SHORT_FRAGMENT_BYTES = 256 * 1024
-WALK_WINDOW_BYTES = 1 << 20
+SHORT_FRAGMENT_BYTES, LONG_FRAGMENT_WINDOW_BYTES = 256 * 1024, 4096
+WALK_REQUEST_BYTES, WALK_WINDOW_BYTES = 1 << 20, 8 << 20
 
 _ITEM_HEADER = struct.Struct("<HHI")
 Numbers = npt.NDArray[np.uint64]
@@ -148,13 +148,17 @@ def _several_fragments(reader: HeaderReader) -> SlideFormatError:
 async def _walk(reader: HeaderReader, first: int, count: int) -> TileRanges:
     """Ranges from the fragments' headers, each of which tells where the next one is."""
     offset, length = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
-    at, window, window_start = first, b"", first
+    at, window_start = first, first
+    window, wanted = (
+        await reader.read(first, min(WINDOW_BYTES, max(reader.size - first, ITEM_HEADER_BYTES))),
+        WINDOW_BYTES,
+    )
     for frame in range(count + 1):
         place = at - window_start
         if place + ITEM_HEADER_BYTES > len(window):
-            short = at - first < SHORT_FRAGMENT_BYTES * max(frame, 1)
-            wanted = min(WALK_WINDOW_BYTES if short and frame else WINDOW_BYTES, reader.size - at)
-            window, window_start, place = await read_value(reader, at, max(wanted, ITEM_HEADER_BYTES)), at, 0
+            short = at - first < SHORT_FRAGMENT_BYTES * frame
+            wanted = min(8 * wanted, WALK_WINDOW_BYTES) if short else LONG_FRAGMENT_WINDOW_BYTES
+            window, window_start, place = await _window(reader, at, wanted), at, 0
         tag, stored = _item(reader, window[place : place + ITEM_HEADER_BYTES], at)
         if tag == SEQUENCE_END:
             if frame < count:
@@ -170,6 +174,13 @@ async def _walk(reader: HeaderReader, first: int, count: int) -> TileRanges:
         if at == reader.size and frame == count - 1:
             break
     return _checked(reader, offset, length)
+
+
+async def _window(reader: HeaderReader, at: int, wanted: int) -> bytes:
+    """So many bytes, or all up to the file's end, in requests that run together."""
+    end = max(min(at + wanted, reader.size), at + ITEM_HEADER_BYTES)
+    starts = range(at, end, WALK_REQUEST_BYTES)
+    return b"".join(await reader.read_apart([(k, min(WALK_REQUEST_BYTES, end - k)) for k in starts]))
 
 
 async def _item_at(reader: HeaderReader, at: int) -> tuple[Tag, int]:
