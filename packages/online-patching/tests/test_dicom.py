@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 from collections import Counter
@@ -19,7 +20,7 @@ from online_patching import Slide, SlideFormatError, open_slide
 from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject
 from online_patching.errors import NotFoundError, SlideChangedError, StorageError
 from online_patching.formats.dicom_slide import dicom_slides
-from online_patching.index import index_slide
+from online_patching.index import SlideIndex, index_slide
 from online_patching.loop import run
 from online_patching.storage import Store
 from PIL import Image
@@ -124,6 +125,15 @@ def test_written_levels_read_as_openslide_reads_them(
         frames_of=frames_of,
         undefined_lengths=undefined_lengths,
     )
+    assert_openslide_reads_the_same(open_slide(str(path)), path)
+
+
+@pytest.mark.parametrize(("stored", "stated"), [("RGB", "YBR_FULL_422"), ("YBR_FULL", "RGB")])
+def test_the_photometric_interpretation_decides_whatever_the_stream_says(
+    tmp_path: Path, stored: str, stated: str
+) -> None:
+    changes = {"PhotometricInterpretation": stated}
+    path = write_dicom(tmp_path / "a.dcm", IMAGE, series="1.2.3", photometric=stored, changes=changes)
     assert_openslide_reads_the_same(open_slide(str(path)), path)
 
 
@@ -356,6 +366,18 @@ def test_indexing_a_flat_folder_asks_each_file_once_who_it_is(tmp_path: Path) ->
     (tmp_path / "0-b.dcm").unlink()
     write_dicom(tmp_path / "0-b.dcm", IMAGE, series="1.2.77")
     assert len(run(index_slide(f"{tmp_path}/0-c.dcm", store)).header.levels) == 2
+
+
+def test_slides_of_one_folder_that_are_indexed_together_share_the_scan(tmp_path: Path) -> None:
+    for k in range(4):
+        write_series(tmp_path, f"1.3.{k}", prefix=f"{k}-", codec="raw")
+    store = CountingStore()
+
+    async def together() -> list[SlideIndex]:
+        return await asyncio.gather(*(index_slide(f"{tmp_path}/{k}-b.dcm", store) for k in range(4)))
+
+    assert [len(index.header.levels) for index in run(together())] == [3] * 4
+    assert {store.counts[f"{k}-LABEL.dcm"] for k in range(4)} == {1}
 
 
 @pytest.mark.parametrize(

@@ -156,9 +156,10 @@ class _Scan:
 
     async def folder(self, listed: Sequence[PinnedObject]) -> list[ScannedFile]:
         """Who each file is, in order."""
-        unknown = [found for found in listed if found not in _remembered]
-        answers = dict(zip(unknown, await asyncio.gather(*map(self._shared, unknown)), strict=True))
-        return [answers.get(found) or _remembered[found] for found in listed]
+        known = {found: _remembered[found] for found in listed if found in _remembered}
+        unknown = [found for found in listed if found not in known]
+        known.update(zip(unknown, await asyncio.gather(*map(self._shared, unknown)), strict=True))
+        return [known[found] for found in listed]
 
     async def _shared(self, found: PinnedObject) -> ScannedFile:
         """Read by whoever asks first; slides of one folder are indexed at the same time."""
