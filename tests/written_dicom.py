@@ -23,6 +23,7 @@ SYNTAXES = {
     "raw": "1.2.840.10008.1.2.1",
     "jpeg": "1.2.840.10008.1.2.4.50",
     "jpegls": "1.2.840.10008.1.2.4.80",
+    "jpegls_near": "1.2.840.10008.1.2.4.81",
     "jpeg2000": "1.2.840.10008.1.2.4.90",
     "jpeg2000_lossy": "1.2.840.10008.1.2.4.91",
     "htj2k": "1.2.840.10008.1.2.4.201",
@@ -50,6 +51,8 @@ def encode(tile: Pixels, codec: str, photometric: str) -> bytes:
             return bytes(imagecodecs.htj2k_encode(tile))
         case "jpegls":
             return bytes(imagecodecs.jpegls_encode(tile))
+        case "jpegls_near":
+            return bytes(imagecodecs.jpegls_encode(tile, level=3))
     return tile.tobytes()
 
 

@@ -152,6 +152,13 @@ def test_lossless_levels_give_the_pixels_that_were_written(
     np.testing.assert_array_equal(whole(slide), expected)
 
 
+def test_nearly_lossless_jpeg_ls_reads_as_pydicom_reads_it(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", IMAGE[:TILE, :TILE], series="1.2.3", codec="jpegls_near", tile=TILE)
+    expected = pydicom.dcmread(path).pixel_array
+    assert (expected != IMAGE[:TILE, :TILE]).any()
+    np.testing.assert_array_equal(whole(open_slide(str(path))), expected)
+
+
 def test_full_ycbcr_jpeg_reads_as_pillow_reads_it(tmp_path: Path) -> None:
     image = IMAGE[:TILE, :TILE]
     write_dicom(tmp_path / "a.dcm", image, series="1.2.3", photometric="YBR_FULL", tile=TILE)

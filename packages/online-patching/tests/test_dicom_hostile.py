@@ -232,5 +232,8 @@ def test_chains_of_frames_that_lead_astray_are_refused(files: dict[str, bytes]) 
 
 
 def test_a_file_that_claims_millions_of_frames_is_refused(files: dict[str, bytes]) -> None:
-    claims = files["full"].replace(b"\x28\x00\x08\x00IS\x02\x0020", b"\x28\x00\x08\x00IS\x0a\x009999999999")
-    assert "frames on a grid of 5 x 4 tiles" in refusal(claims)
+    stored = b"\x28\x00\x08\x00IS\x02\x0020"
+    assert stored in files["full"]
+    for digits in (10, 60_000):
+        claim = stored[:6] + struct.pack("<H", digits) + b"9" * digits
+        assert "frames on a grid of 5 x 4 tiles" in refusal(files["full"].replace(stored, claim))

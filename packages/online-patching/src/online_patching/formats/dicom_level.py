@@ -51,6 +51,8 @@ IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 # Big endian, and a data set that is compressed as a whole: their elements cannot be walked.
 UNREADABLE_SYNTAXES = ("1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
 MAX_SIDE_PX, MAX_TILE_PX, MAX_TILES = 1 << 24, 1 << 14, 1 << 22
+# Characters of a number that is stored as text (PS3.5 section 6.2, representation IS).
+LONGEST_INTEGER = 12
 
 _IDENTITY = frozenset((IMAGE_TYPE, INSTANCE_UID, SERIES_UID, MATRIX_COLUMNS))
 _DESCRIPTION = _IDENTITY | frozenset(
@@ -252,9 +254,15 @@ def _geometry(reader: HeaderReader, values: DataSet) -> tuple[LevelGeometry, int
         if number is not None and number != 1:
             raise reader.error(f"{number} {what}: only slides with one of them are read")
     frames = values.text(FRAMES) or "1"
-    if not frames.isdecimal() or not 0 < int(frames) <= geometry.tiles_x * geometry.tiles_y:
+    if (
+        len(frames) > LONGEST_INTEGER
+        or not frames.isdecimal()
+        or not 0 < int(frames) <= geometry.tiles_x * geometry.tiles_y
+    ):
         tiles = f"{geometry.tiles_x} x {geometry.tiles_y} tiles"
-        raise reader.error(f"{frames} frames on a grid of {tiles}: several focal planes or optical paths, or damaged")
+        raise reader.error(
+            f"{frames[:LONGEST_INTEGER]} frames on a grid of {tiles}: several focal planes or optical paths, or damaged"
+        )
     return geometry, int(frames)
 
 
