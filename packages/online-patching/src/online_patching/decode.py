@@ -68,6 +68,8 @@ def _decode(data: bytes, encoding: TileEncoding, height: int, width: int) -> Pix
             return _jpeg(data, encoding, height, width)
         case Codec.JPEG2000:
             return _jpeg2000(data, encoding.colour, height, width)
+        case Codec.JPEG_LS:
+            return _array(imagecodecs.jpegls_decode(data, out=np.empty((height, width, 3), np.uint8)))
         case Codec.WEBP:
             return _array(imagecodecs.webp_decode(data, hasalpha=False, out=np.empty((height, width, 3), np.uint8)))
     samples = encoding.colour.samples

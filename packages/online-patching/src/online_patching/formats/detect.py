@@ -10,6 +10,8 @@ from pathlib import Path
 
 from online_patching.bytesource import local_path
 from online_patching.errors import NotFoundError
+from online_patching.formats.dicom_level import is_dicom
+from online_patching.formats.dicom_slide import read_dicom_file, read_dicom_folder
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.ome_zarr import read_ome_zarr
@@ -19,8 +21,9 @@ from online_patching.storage import Store
 # A DICOM file is told by "DICM" at byte 128.
 HEAD_BYTES = 132
 MIN_BYTES = 16
+TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, OME-Zarr"
+SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, OME-TIFF, DICOM, OME-Zarr"
 
 
 async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[FoundSlide, int, int]:
@@ -53,6 +56,10 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
     if reader.size < MIN_BYTES:
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, min(HEAD_BYTES, reader.size))
+    # A DICOM file may carry a TIFF's head in its preamble, so as to be both: then its name decides.
+    if is_dicom(head) and not reader.url.lower().endswith(TIFF_SUFFIXES):
+        dicom = await read_dicom_file(store, url, reader)
+        return dicom.slide, dicom.requests, dicom.bytes_read
     if head[:4] in TIFF_MAGIC:
         found = await read_tiff_slide(reader, experimental=experimental)
     else:
@@ -62,9 +69,20 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
 
 def _is_folder(url: str) -> bool:
     path = local_path(url)
-    return url.rstrip("/").lower().endswith(".zarr") or url.endswith("/") or (path is not None and Path(path).is_dir())
+    return _is_zarr(url) or url.endswith("/") or (path is not None and Path(path).is_dir())
 
 
 async def _read_folder(store: Store, url: str) -> tuple[FoundSlide, int, int]:
-    slide = await read_ome_zarr(store, url)
+    try:
+        slide = await read_ome_zarr(store, url)
+    except NotFoundError:
+        # Folders of a web server cannot be listed, so only what has documents of known names is found there.
+        if _is_zarr(url) or url.startswith(("http://", "https://")):
+            raise
+        dicom = await read_dicom_folder(store, url)
+        return dicom.slide, dicom.requests, dicom.bytes_read
     return slide.found, slide.requests, slide.bytes_read
+
+
+def _is_zarr(url: str) -> bool:
+    return url.rstrip("/").lower().endswith(".zarr")

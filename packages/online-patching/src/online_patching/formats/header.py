@@ -27,6 +27,7 @@ class Codec(StrEnum):
     PACKBITS = "packbits"
     WEBP = "webp"
     RAW = "raw"
+    JPEG_LS = "jpeg-ls"
     # A chunk of a Zarr array, whose own metadata says how it is encoded: read by the zarr library.
     ZARR = "zarr"
 

@@ -76,6 +76,22 @@ class HeaderReader:
         bodies = await self._source.read_ranges(merged)
         self._windows += [(start, body) for (start, _), body in zip(merged, bodies, strict=True)]
 
+    async def read_apart(self, ranges: Sequence[ByteRange]) -> list[bytes]:
+        """Exactly these bytes, all at once and without keeping them: for what is large, or scattered and read once.
+
+        Raises:
+            SlideFormatError: A range reaches past the end of the file.
+        """
+        for start, length in ranges:
+            self._check(start, length)
+        if not ranges:
+            return []
+        self.requests += len(ranges)
+        self.rounds += 1
+        bodies = await self._source.read_ranges(ranges)
+        self.bytes_read += sum(map(len, bodies))
+        return bodies
+
     def is_known(self, start: int, length: int) -> bool:
         """Whether reading the range costs no request."""
         return self._known(start, length) is not None
