@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from online_patching import NotFoundError, SlideChangedError, StorageError, open_slide
 from online_patching.bytesource import ObjectInfo, shown_url
+from online_patching.listing import list_slides
 from online_patching.loop import run
-from online_patching.storage import list_slides, open_object
+from online_patching.storage import open_object
 from s3_server import S3Server
 
 CONTENT = bytes(range(256)) * 40

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
 
-from online_patching.errors import NotFoundError, SlideChangedError, StorageError
+from online_patching.errors import SlideChangedError, StorageError
+from online_patching.failures import shown_url as shown_url
+from online_patching.failures import storage_error as storage_error
+
+_MODIFIED = "modified-"
 
 ByteRange = tuple[int, int]
 """(start, length) in bytes."""
@@ -24,7 +28,8 @@ class ObjectInfo:
 
     Attributes:
         size: Bytes.
-        version: Entity tag of a store, ``mtime-<ns>`` of a disk, or empty where neither is told.
+        version: Entity tag of a store, ``modified-<UTC>`` where it tells no (strong) tag, ``mtime-<ns>`` of a disk, or
+            empty where nothing is told.
     """
 
     size: int
@@ -55,13 +60,43 @@ class ByteSource(Protocol):
         """The bytes of every range, in order; ``expected`` pins the object that is read."""
         ...
 
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """All bytes of an object whose size is not known beforehand, with its size and version.
 
-def shown_url(url: str) -> str:
-    """The URL as it may appear in messages: without user, password, query and fragment."""
-    parts = urlsplit(url)
-    if len(parts.scheme) < 2:
-        return url
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        Raises:
+            NotFoundError: It does not exist.
+            StorageError: It is larger than ``max_bytes``, or cannot be read.
+        """
+        ...
+
+
+def split_object_url(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket (or host) and name of the object that a URL of a store names.
+
+    Names of objects may hold ``?``, ``#`` and ``%``: nothing in them is a query, a fragment or an escape.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, name = rest.partition("/")
+    return scheme.lower(), bucket, name
+
+
+def version_of(entity_tag: str | None, modified: datetime | None) -> str:
+    """The version that a store's answer tells: its strong entity tag, else when the object was last modified.
+
+    A weak tag (``W/"..."``) promises only that the content means the same, not that its bytes are.
+    """
+    if entity_tag and not entity_tag.startswith("W/"):
+        return entity_tag.strip('"')
+    if modified is None or modified.timestamp() == 0:
+        return ""
+    return f"{_MODIFIED}{modified.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def entity_tag(info: ObjectInfo | None) -> str | None:
+    """The tag to send as ``If-Match``, or None where the version is none."""
+    if info is None or not info.version or info.version.startswith(_MODIFIED):
+        return None
+    return f'"{info.version}"'
 
 
 def join_url(folder: str, *names: str) -> str:
@@ -91,6 +126,16 @@ def check_length(data: bytes, byte_range: ByteRange, url: str) -> bytes:
     return data
 
 
+def check_size(size: int, max_bytes: int, url: str) -> None:
+    """Refuse an object that is larger than whoever asked for the whole of it can use.
+
+    Raises:
+        StorageError: It is larger.
+    """
+    if size > max_bytes:
+        raise StorageError(f"{shown_url(url)}: {size} bytes, at most {max_bytes} are expected there: check the upload")
+
+
 def check_unchanged(info: ObjectInfo, expected: ObjectInfo | None, url: str) -> None:
     """Compare an object with the one that was indexed.
 
@@ -103,17 +148,3 @@ def check_unchanged(info: ObjectInfo, expected: ObjectInfo | None, url: str) -> 
             f" {expected.version or 'unknown'}; now {info.size} bytes, version {info.version or 'unknown'}); run"
             " `online-patching index` again"
         )
-
-
-def storage_error(url: str, error: Exception) -> StorageError:
-    """One clear line for whatever a client library raised."""
-    if isinstance(error, StorageError):
-        return error
-    shown = shown_url(url)
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{shown}: no such object, bucket or folder; check the spelling and the endpoint")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return StorageError(
-        f"{shown}: cannot be read ({type(error).__name__}: {reason}); check the endpoint, the network and the"
-        " credentials (storage_options)"
-    )

@@ -19,10 +19,21 @@ T = TypeVar("T")
 IO_THREADS = 32
 
 
+class _PackageLoop(asyncio.SelectorEventLoop):
+    """A loop that says it is closed in a forked child, where no thread runs it: whoever waited for it would hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def is_closed(self) -> bool:
+        return super().is_closed() or os.getpid() != self._pid
+
+
 class _LoopThread:
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
+        self.loop = _PackageLoop()
         self.loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="online-patching-io"))
         self.thread = threading.Thread(target=self.loop.run_forever, name="online-patching-loop", daemon=True)
         self.thread.start()
@@ -48,6 +59,11 @@ def _forget_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def package_loop() -> asyncio.AbstractEventLoop:
+    """This process's loop, for clients that are told which loop to run on."""
+    return _loop_thread().loop
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
