@@ -2,10 +2,10 @@
 
     python tools/install_servers.py
 
-Azurite (Azure blobs) comes from npm and the emulator of Google Cloud Storage from PyPI, both into the folder
-``.servers`` beside this one, which git ignores; nginx comes from the system's packages where this program runs as root
-on a Debian. Whatever cannot be installed is said with its reason, and the tests that need it are skipped with the same.
-The S3 servers (SeaweedFS, moto) are in the project's environment already.
+Azurite (Azure blobs) comes from npm into the folder ``.servers`` of this repository, which git ignores; nginx comes
+from the system's packages where this program runs as root on a Debian. Whatever cannot be installed is said with its
+reason, and the tests that need it are skipped with the same. The S3 servers (SeaweedFS, moto) are in the project's
+environment already; SeaweedFS answers for ``gs://`` too, since Google's XML interface speaks the dialect of S3.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 
 from server_process import SERVERS_FOLDER
 
 AZURITE = "azurite@3.37.0"
-GCS_EMULATOR = "gcp-storage-emulator==2026.7.19"
 
 
 def main() -> None:
     """Install what is missing and print what was done."""
     SERVERS_FOLDER.mkdir(exist_ok=True)
     (SERVERS_FOLDER / ".gitignore").write_text("*\n")
-    for name, install in (("azurite", _azurite), ("gcs emulator", _gcs_emulator), ("nginx", _nginx)):
+    for name, install in (("azurite", _azurite), ("nginx", _nginx)):
         try:
             print(f"{name}: {install()}")
         except (OSError, subprocess.CalledProcessError) as error:
@@ -41,16 +39,6 @@ def _azurite() -> str:
     quiet = ["--no-audit", "--no-fund", "--loglevel=error"]
     subprocess.run([npm, "install", "--prefix", str(SERVERS_FOLDER), *quiet, AZURITE], check=True)
     return f"installed {AZURITE} with npm"
-
-
-def _gcs_emulator() -> str:
-    environment = SERVERS_FOLDER / "gcs"
-    if (environment / "bin" / "gcp-storage-emulator").exists():
-        return "is installed"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, GCS_EMULATOR], check=True)
-    return f"installed {GCS_EMULATOR} into an environment of its own"
 
 
 def _nginx() -> str:

@@ -68,14 +68,20 @@ _EXPIRED = "<Error><Code>ExpiredToken</Code><Message>The provided token has expi
 
 
 class NginxServer(ServerProcess):
-    """One nginx process that serves a folder; a context manager."""
+    """One nginx process that serves a folder; a context manager.
+
+    Attributes:
+        served: The folder.
+        base_url: Where it listens, on loopback only.
+        tls_url: The same with TLS.
+    """
 
     name = "nginx-server"
     port_count = 2
 
     def __init__(self, served: Path) -> None:
         super().__init__()
-        self._served = served
+        self.served = served
         self.base_url = f"http://127.0.0.1:{self.ports[0]}"
         self.tls_url = f"https://127.0.0.1:{self.ports[1]}"
 
@@ -94,7 +100,7 @@ class NginxServer(ServerProcess):
         (folder / "answers" / "moved.xml").write_text(_MOVED)
         _write_certificate(folder)
         port, tls_port = self.ports
-        settings = _CONFIG.format(folder=folder, served=self._served, port=port, tls_port=tls_port, expired=_EXPIRED)
+        settings = _CONFIG.format(folder=folder, served=self.served, port=port, tls_port=tls_port, expired=_EXPIRED)
         (folder / "nginx.conf").write_text(settings)
         return [program, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
 

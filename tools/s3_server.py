@@ -32,11 +32,11 @@ def _identity(name: str, credentials: dict[str, str], actions: list[str]) -> dic
     return {"name": name, "credentials": [keys], "actions": actions}
 
 
-# Whoever signs nothing may read: that is how public slides are served.
+# Whoever signs nothing may read and list: that is how public slides are served.
 _IDENTITIES = [
     _identity("demo", CREDENTIALS, _OWNER_ACTIONS),
     _identity("stranger", STRANGER, ["Read:a-bucket-of-strangers"]),
-    {"name": "anonymous", "actions": ["Read"]},
+    {"name": "anonymous", "actions": ["Read", "List"]},
 ]
 
 

@@ -29,11 +29,12 @@ from online_patching.bytesource import (
 )
 from online_patching.errors import StorageError
 from online_patching.obstore_source import may_be_told_by_get
-from online_patching.obstore_store import CONNECT_SECONDS, REQUEST_SECONDS, azure_container
+from online_patching.obstore_store import CONNECT_SECONDS, REQUEST_SECONDS, azure_container, gcs_filesystem
 
 if TYPE_CHECKING:
     import fsspec
 
+GCS_SCHEMES = ("gs", "gcs")
 S3_SCHEMES = ("s3", "s3a")
 AZURE_SCHEMES = ("az", "abfs", "abfss")
 # These clients try again by themselves; this ends them where an endpoint does not answer.
@@ -63,7 +64,12 @@ def filesystem_of(url: str, storage_options: Mapping[str, Any] | None) -> fsspec
             if kind.async_impl:
                 options["loop"] = loop.package_loop()
             _filesystems[key] = kind(skip_instance_cache=True, **options)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            served = gcs_filesystem(options) if scheme in GCS_SCHEMES else None
+            if served is None:
+                raise _no_client(scheme, error) from error
+            _filesystems[key] = served
+        except ValueError as error:
             raise _no_client(scheme, error) from error
         except Exception as error:
             raise storage_error(f"{scheme}://", error) from error
@@ -218,4 +224,5 @@ def object_info(details: Mapping[str, Any]) -> ObjectInfo:
     """Size and version from what an fsspec file system tells of a file."""
     names = ("LastModified", "last_modified", "updated", "mtime", "created")
     modified = next((details[name] for name in names if isinstance(details.get(name), datetime)), None)
-    return ObjectInfo(int(details["size"] or 0), version_of(details.get("ETag") or details.get("etag"), modified))
+    tag = next((details[name] for name in ("ETag", "etag", "e_tag") if details.get(name)), None)
+    return ObjectInfo(int(details["size"] or 0), version_of(tag, modified))

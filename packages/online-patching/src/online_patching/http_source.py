@@ -56,6 +56,8 @@ class HttpSource:
         gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
         async def read_one(byte_range: ByteRange) -> bytes:
+            if byte_range[1] == 0:
+                return b""
             async with gate:
                 data, info = await self._answer(*byte_range, expected)
             check_unchanged(info, expected, self.url)
@@ -72,7 +74,7 @@ class HttpSource:
         """The object; its size and version cost a request of their own here."""
         info = await self.info()
         check_size(info.size, max_bytes, self.url)
-        (data,) = await self.read_ranges([(0, info.size)], expected=info) if info.size else [b""]
+        (data,) = await self.read_ranges([(0, info.size)], expected=info)
         return data, info
 
     async def _answer(self, start: int, length: int, expected: ObjectInfo | None) -> tuple[bytes, ObjectInfo]:

@@ -42,9 +42,10 @@ SLIDE_SUFFIXES = (*TIFF_SUFFIXES, *DICOM_SUFFIXES, ZARR_SUFFIX)
 CandidateKind = Literal["file", "dicom", "zarr", "references"]
 
 _MAGIC = re.compile(r"[*?\[]")
-_LIST_CHUNK = 1000
-# Sorts right behind everything in a folder.
-_AFTER_FOLDER = chr(ord("/") + 1)
+# Objects that a store lists a request.
+LIST_CHUNK = 1000
+# The last name that a folder could hold: whether a store lists by bytes or folder by folder, what follows comes next.
+_LAST_IN_FOLDER = "/\U0010ffff"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,14 +259,14 @@ def _walk_obstore(root: str, place: ObstorePlace) -> Iterator[_Found]:
                 break
         if zarr is None:
             return
-        offset = f"{prefix}/{zarr}{_AFTER_FOLDER}" if prefix else f"{zarr}{_AFTER_FOLDER}"
+        offset = f"{prefix}/{zarr}{_LAST_IN_FOLDER}" if prefix else f"{zarr}{_LAST_IN_FOLDER}"
 
 
 def _chunks(root: str, place: ObstorePlace, prefix: str, offset: str | None) -> Iterator[Sequence[Mapping[str, Any]]]:
     import obstore
 
     try:
-        yield from obstore.list(place.store, prefix or None, offset=offset, chunk_size=_LIST_CHUNK)
+        yield from obstore.list(place.store, prefix or None, offset=offset, chunk_size=LIST_CHUNK)
     except Exception as error:
         raise storage_error(root, error) from error
 

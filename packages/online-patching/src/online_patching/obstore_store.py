@@ -228,6 +228,25 @@ def _connection_string(text: str) -> dict[str, str]:
 
 
 def _gcs_store(bucket: str, options: Options) -> ObjectStore | None:
+    settings = _gcs_settings(options)
+    if settings is None:
+        return None
+    from obstore.store import GCSStore
+
+    return GCSStore(bucket, config=settings, client_options=_client(), retry_config=_retry())  # type: ignore[arg-type]
+
+
+def gcs_filesystem(options: Options) -> Any:
+    """Obstore's own fsspec file system for ``gs://`` where gcsfs is missing, or None where it cannot serve either."""
+    settings = _gcs_settings(options)
+    if settings is None or _forked_after_use:
+        return None
+    from obstore.fsspec import FsspecStore
+
+    return FsspecStore("gs", config=settings, client_options=_client(), retry_config=_retry())  # type: ignore[call-overload]
+
+
+def _gcs_settings(options: Options) -> dict[str, Any] | None:
     access = options.get("token")
     known = access in (None, *_GCS_ACCESS) or _is_key_file(access)
     if not set(options) <= _GCS_OPTIONS or not known:
@@ -241,9 +260,7 @@ def _gcs_store(bucket: str, options: Options) -> ObjectStore | None:
         settings["skip_signature"] = True
     elif access is not None and access not in _GCS_ACCESS:
         settings["service_account"] = str(access)
-    from obstore.store import GCSStore
-
-    return GCSStore(bucket, config=settings, client_options=_client(), retry_config=_retry())  # type: ignore[arg-type]
+    return settings
 
 
 def _is_key_file(token: Any) -> bool:
