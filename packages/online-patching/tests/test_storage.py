@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from online_patching.bytesource import ByteSource, ObjectInfo, shown_url, versio
 from online_patching.errors import AccessDeniedError
 from online_patching.jobs import compute_foreground, index_cohort
 from online_patching.listing import find_slides, list_slides
-from online_patching.loop import run
+from online_patching.loop import IO_THREADS, run
 from online_patching.storage import RemoteSource, Store, open_object
 
 CONTENT = bytes(range(256)) * 40
@@ -223,6 +224,16 @@ def test_the_files_directly_in_a_folder(place: Place) -> None:
     assert [each.info for each in files] == [run(place.open(f"slides/{n}.svs").info()) for n in "ab"]
 
 
+@pytest.mark.parametrize("place", ["s3-s3fs", "az-adlfs"], indirect=True)
+def test_more_folders_at_once_than_there_are_threads(place: Place) -> None:
+    store = Store(place.options)
+
+    async def list_many() -> list[Any]:
+        return await asyncio.gather(*(store.list_folder(place.url("slides")) for _ in range(IO_THREADS + 16)))
+
+    assert {len(files) for files in run(asyncio.wait_for(list_many(), 60))} == {2}
+
+
 @pytest.mark.parametrize("place", ["s3-obstore", "az-obstore", "az-adlfs"], indirect=True)
 def test_a_catalog_in_the_bucket(place: Place, slide_folder: Path) -> None:
     url, options = place.url(f"catalogs/{place.source}"), place.options
@@ -242,7 +253,7 @@ def test_a_catalog_in_the_bucket(place: Place, slide_folder: Path) -> None:
 _FORKING = """
 import json, os, sys
 from online_patching.errors import StorageError
-from online_patching.loop import run
+from online_patching.loop import IO_THREADS, run
 from online_patching.storage import open_object
 url, options = sys.argv[1], json.loads(sys.argv[2])
 source = open_object(url, options)

@@ -43,18 +43,25 @@ REQUESTS_IN_FLIGHT = 32
 # Azure's client waits at least 15 s before it tries again: not for an endpoint that does not answer.
 _AZURE_BOUNDS = {"connection_timeout": CONNECT_SECONDS, "read_timeout": REQUEST_SECONDS, "retry_connect": 0}
 
-_filesystems: dict[tuple[int, str, str], Any] = {}
+_filesystems: dict[tuple[int, str, str, bool], Any] = {}
 
 
-def filesystem_of(url: str, storage_options: Mapping[str, Any] | None) -> fsspec.AbstractFileSystem:
-    """This process's file system for a URL; an asynchronous one runs on the package's loop.
+def filesystem_of(
+    url: str, storage_options: Mapping[str, Any] | None, *, blocking: bool = True
+) -> fsspec.AbstractFileSystem:
+    """This process's file system for a URL.
+
+    Args:
+        url: A URL or a local path.
+        storage_options: The client's options.
+        blocking: Whether its blocking methods will be called, or its asynchronous ones on the package's loop.
 
     Raises:
         StorageError: No client for the scheme is installed, or it refuses the options.
     """
     scheme = urlsplit(url).scheme if "://" in url else "file"
     options = _with_defaults(url, scheme, dict(storage_options or {}))
-    key = (os.getpid(), scheme, repr(sorted(options.items())))
+    key = (os.getpid(), scheme, repr(sorted(options.items())), blocking)
     if key not in _filesystems:
         # Costs a quarter of the package's import time and local slides do without.
         import fsspec
@@ -62,7 +69,7 @@ def filesystem_of(url: str, storage_options: Mapping[str, Any] | None) -> fsspec
         try:
             kind = fsspec.get_filesystem_class(scheme)
             if kind.async_impl:
-                options["loop"] = loop.package_loop()
+                options["loop"] = loop.blocking_loop() if blocking else loop.package_loop()
             _filesystems[key] = kind(skip_instance_cache=True, **options)
         except ImportError as error:
             served = gcs_filesystem(options) if scheme in GCS_SCHEMES else None

@@ -137,7 +137,7 @@ class RemoteSource:
         if self._client is None or self._client[0] != os.getpid():
             source = obstore_source_for(self.url, self._options)
             if source is None:
-                filesystem = filesystem_of(self.url, self._options)
+                filesystem = filesystem_of(self.url, self._options, blocking=False)
                 http = self.url.startswith(("http://", "https://"))
                 source = HttpSource(self.url, filesystem) if http else FsspecSource(self.url, filesystem)
             self._client = (os.getpid(), source)
