@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from online_patching import AccessDeniedError, StorageError
+from online_patching import AccessDeniedError, StorageError, fsspec_source, http_source, obstore_source
 from online_patching.cli import main
 from online_patching.failures import storage_error
 from online_patching.listing import list_slides
@@ -140,6 +141,24 @@ def test_web_failures(nginx_server: Any, client: dict[str, Any]) -> None:
     ]:
         with pytest.raises(StorageError, match=f"cannot be reached.*{match}"):
             raise failure(url, client)
+
+
+@pytest.mark.parametrize("client", [{}, S3FS, WEB], ids=["s3-obstore", "s3fs", "http-fsspec"])
+def test_a_server_that_never_answers_ends_at_the_deadline(
+    s3: Callable[..., dict[str, Any]], client: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (obstore_source, fsspec_source):
+        monkeypatch.setattr(module, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(http_source, "REQUEST_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        url, options = ("s3://b/a.svs", {**s3(endpoint), **client})
+        if client is WEB:
+            url, options = f"{endpoint}/a.svs", client
+        started = time.monotonic()
+        with pytest.raises(StorageError, match="no answer in time"):
+            run(open_object(url, options).info())
+        assert time.monotonic() - started < 10
 
 
 def test_schemes_without_a_client_and_wrong_options() -> None:

@@ -272,7 +272,7 @@ else:
 """
 
 
-@everywhere
+@pytest.mark.parametrize("place", [name for name in PLACES if not name.startswith("moto")], indirect=True)
 def test_a_forked_child_reads_or_refuses_and_ends(place: Place) -> None:
     # Both processes end as Python ends: whatever a client does at exit must not wait for threads that are not there.
     done = subprocess.run(
