@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from online_patching import Catalog, NotFoundError, PatchRequest, SlideChangedError, StorageError, open_slide
+from online_patching import (
+    Catalog,
+    NotFoundError,
+    PatchRequest,
+    SlideChangedError,
+    SlideFormatError,
+    StorageError,
+    open_slide,
+)
 from online_patching.bytesource import ByteSource, ObjectInfo, shown_url, version_of
 from online_patching.errors import AccessDeniedError
 from online_patching.jobs import compute_foreground, index_cohort
@@ -150,7 +158,7 @@ def test_short_bodies_are_errors(place: Place) -> None:
     for past_the_end in [(len(CONTENT) - 5, 10), (len(CONTENT) + 5, 10)]:
         with pytest.raises(StorageError, match="shorter than its headers say"):
             run(source.read_ranges([past_the_end]))
-    with pytest.raises(StorageError, match="at most 100 are expected"):
+    with pytest.raises(SlideFormatError, match="at most 100 are expected"):
         run(source.read_whole(max_bytes=100))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from online_patching.errors import SlideChangedError, StorageError
+from online_patching.errors import SlideChangedError, SlideFormatError, StorageError
 from online_patching.failures import shown_url as shown_url
 from online_patching.failures import storage_error as storage_error
 
@@ -65,7 +65,8 @@ class ByteSource(Protocol):
 
         Raises:
             NotFoundError: It does not exist.
-            StorageError: It is larger than ``max_bytes``, or cannot be read.
+            SlideFormatError: It is larger than ``max_bytes``.
+            StorageError: It cannot be read.
         """
         ...
 
@@ -127,13 +128,15 @@ def check_length(data: bytes, byte_range: ByteRange, url: str) -> bytes:
 
 
 def check_size(size: int, max_bytes: int, url: str) -> None:
-    """Refuse an object that is larger than whoever asked for the whole of it can use.
+    """Refuse an object that is larger than what it should hold can be.
 
     Raises:
-        StorageError: It is larger.
+        SlideFormatError: It is larger.
     """
     if size > max_bytes:
-        raise StorageError(f"{shown_url(url)}: {size} bytes, at most {max_bytes} are expected there: check the upload")
+        raise SlideFormatError(
+            f"{shown_url(url)}: {size} bytes, at most {max_bytes} are expected there: the file is damaged"
+        )
 
 
 def check_unchanged(info: ObjectInfo, expected: ObjectInfo | None, url: str) -> None:

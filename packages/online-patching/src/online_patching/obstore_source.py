@@ -21,7 +21,7 @@ from online_patching.bytesource import (
     storage_error,
     version_of,
 )
-from online_patching.errors import AccessDeniedError, StorageError
+from online_patching.errors import AccessDeniedError, PatchingError, StorageError
 from online_patching.obstore_store import REQUEST_SECONDS, RETRY_SECONDS, ObstorePlace, obstore_place
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class ObstoreSource:
                 info = info_of(answer.meta)
                 check_size(info.size, max_bytes, self.url)
                 data = bytes(await answer.bytes_async())
+        except PatchingError:
+            raise
         except Exception as error:
             raise storage_error(self.url, error) from error
         return check_length(data, (0, info.size), self.url), info
