@@ -13,7 +13,7 @@ CONFIG ?= configs/ssl/demo.yaml
 OUTPUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench wheels clean
+.PHONY: help setup servers demo test test-fast lint format bench wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,7 +32,10 @@ demo: setup ## the main job: slides in a bucket -> catalog -> DINO -> evaluation
 	$(RUN)/python tools/demo.py --config $(CONFIG) --seeds $(SEEDS) --output $(OUTPUT) \
 		$(if $(SLIDES),--slides $(SLIDES)) $(if $(EVAL),--eval $(EVAL)) $(foreach m,$(MPP),--mpp $(m))
 
-test: setup ## all tests
+servers: setup ## install the object stores and the web server that the tests read from (what cannot be had is skipped)
+	$(RUN)/python tools/install_servers.py
+
+test: setup servers ## all tests
 	$(RUN)/pytest
 
 test-fast: setup ## all tests but the slow ones
@@ -50,7 +53,9 @@ format: setup ## mend the style where a program can
 	$(RUN)/ruff check --fix
 	$(RUN)/ruff format
 
-bench: setup ## the readers against their peers, in one run
+bench: setup ## reading and indexing against their peers, each in one run
+	$(UV) sync --locked --group bench
+	$(RUN)/python packages/online-patching/benchmarks/indexing.py
 	$(RUN)/python packages/online-patching/benchmarks/readers.py
 
 wheels: setup ## build each wheel and import it alone in a fresh environment

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from online_patching import Catalog
 from online_patching.jobs import compute_foreground, index_cohort
-from online_patching.storage import list_slides
+from online_patching.listing import list_slides
 from s3_server import S3Server
 from shared_fixtures import s3_server  # noqa: F401
 from written_slides import tissue_image, write_pyramid

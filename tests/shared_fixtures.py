@@ -1,4 +1,4 @@
-"""Fixtures that the packages' tests share: where real data lies, and a real S3 server.
+"""Fixtures that the packages' tests share: where real data lies, and real servers on loopback.
 
 Real slides, patches and reference values are used where they exist: ``SLIDES_DIR``, ``DATA_DIR`` and ``GOLDEN_DIR``
 name the folders, by default ``../shared/data/slides``, ``../shared/data`` and ``../shared/golden`` beside the
@@ -13,7 +13,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from azure_server import AzureServer
+from moto_server import MotoServer
+from nginx_server import NginxServer
 from s3_server import S3Server
+from server_process import MissingServerError, ServerProcess
 
 # CI looks for regressions: the same examples each time. At a desk hypothesis goes on searching.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -43,7 +47,33 @@ def real_files(variable: str, *suffixes: str) -> list[Path]:
     return [] if folder is None else sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
-    with S3Server() as server:
+def _running(server: ServerProcess) -> Iterator[ServerProcess]:
+    """The server while the session lasts, or a skip that says what is not installed."""
+    try:
+        server.__enter__()
+    except MissingServerError as error:
+        pytest.skip(str(error))
+    try:
         yield server
+    finally:
+        server.__exit__()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[ServerProcess]:
+    yield from _running(S3Server())
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[ServerProcess]:
+    yield from _running(MotoServer())
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[ServerProcess]:
+    yield from _running(AzureServer())
+
+
+@pytest.fixture(scope="session")
+def nginx_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    yield from _running(NginxServer(tmp_path_factory.mktemp("served")))

@@ -60,7 +60,7 @@ def test_from_slides_to_report(repository: Path, material: Path, tmp_path: Path)
     ("arguments", "reason"),
     [
         (["--slides", "{empty}"], "no slides found"),
-        (["--slides", "{text}"], "not a TIFF"),
+        (["--slides", "{text}"], "not a slide"),
         (["--slides", "{none}"], "no such folder"),
         (["--eval", "{none}"], "does not exist"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from online_patching import Catalog
 from online_patching.jobs import compute_foreground, index_cohort
-from shared_fixtures import s3_server  # noqa: F401
+from shared_fixtures import azure_server, moto_server, nginx_server, s3_server  # noqa: F401
 from written_slides import tissue_image, write_pyramid
 
 

@@ -8,6 +8,7 @@ import online_patching
 
 def test_public_names() -> None:
     assert sorted(online_patching.__all__) == [
+        "AccessDeniedError",
         "Catalog",
         "CatalogError",
         "CorruptTileError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from online_patching.catalog import Catalog
 from online_patching.errors import (
+    AccessDeniedError,
     CatalogError,
     CorruptTileError,
     MagnificationError,
@@ -28,6 +29,7 @@ __all__ = [
     "PatchingError",
     "StorageError",
     "NotFoundError",
+    "AccessDeniedError",
     "SlideChangedError",
     "SlideFormatError",
     "CorruptTileError",

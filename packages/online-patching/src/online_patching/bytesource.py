@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
 
-from online_patching.errors import NotFoundError, SlideChangedError, SlideFormatError, StorageError
+from online_patching.errors import SlideChangedError, SlideFormatError, StorageError
+from online_patching.failures import shown_url as shown_url
+from online_patching.failures import storage_error as storage_error
+
+_MODIFIED = "modified-"
 
 ByteRange = tuple[int, int]
 """(start, length) in bytes."""
@@ -24,7 +28,8 @@ class ObjectInfo:
 
     Attributes:
         size: Bytes.
-        version: Entity tag of a store, ``mtime-<ns>`` of a disk, or empty where neither is told.
+        version: Entity tag of a store, ``modified-<UTC>`` where it tells no (strong) tag, ``mtime-<ns>`` of a disk, or
+            empty where nothing is told.
     """
 
     size: int
@@ -66,12 +71,33 @@ class ByteSource(Protocol):
         ...
 
 
-def shown_url(url: str) -> str:
-    """The URL as it may appear in messages: without user, password, query and fragment."""
-    parts = urlsplit(url)
-    if len(parts.scheme) < 2:
-        return url
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def split_object_url(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket (or host) and name of the object that a URL of a store names.
+
+    Names of objects may hold ``?``, ``#`` and ``%``: nothing in them is a query, a fragment or an escape.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, name = rest.partition("/")
+    return scheme.lower(), bucket, name
+
+
+def version_of(entity_tag: str | None, modified: datetime | None) -> str:
+    """The version that a store's answer tells: its strong entity tag, else when the object was last modified.
+
+    A weak tag (``W/"..."``) promises only that the content means the same, not that its bytes are.
+    """
+    if entity_tag and not entity_tag.startswith("W/"):
+        return entity_tag.strip('"')
+    if modified is None or modified.timestamp() == 0:
+        return ""
+    return f"{_MODIFIED}{modified.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def entity_tag(info: ObjectInfo | None) -> str | None:
+    """The tag to send as ``If-Match``, or None where the version is none."""
+    if info is None or not info.version or info.version.startswith(_MODIFIED):
+        return None
+    return f'"{info.version}"'
 
 
 def join_url(folder: str, *names: str) -> str:
@@ -125,17 +151,3 @@ def check_unchanged(info: ObjectInfo, expected: ObjectInfo | None, url: str) -> 
             f" {expected.version or 'unknown'}; now {info.size} bytes, version {info.version or 'unknown'}); run"
             " `online-patching index` again"
         )
-
-
-def storage_error(url: str, error: Exception) -> StorageError:
-    """One clear line for whatever a client library raised."""
-    if isinstance(error, StorageError):
-        return error
-    shown = shown_url(url)
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{shown}: no such object, bucket or folder; check the spelling and the endpoint")
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return StorageError(
-        f"{shown}: cannot be read ({type(error).__name__}: {reason}); check the endpoint, the network and the"
-        " credentials (storage_options)"
-    )

@@ -19,9 +19,9 @@ from online_patching.catalog import Catalog
 from online_patching.catalog_files import Scalar
 from online_patching.errors import CatalogError, PatchingError
 from online_patching.jobs import JobReport, compute_foreground, failed_lines, index_cohort, slide_id_of
+from online_patching.listing import list_slides
 from online_patching.preview import preview
 from online_patching.slide import open_slide
-from online_patching.storage import list_slides
 from online_patching.stream import PatchStream
 
 BENCH_FORMAT_VERSION = 1

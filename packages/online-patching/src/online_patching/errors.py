@@ -5,6 +5,7 @@
     PatchingError                 everything below
     ├── StorageError              the store did not give what was asked for
     │   ├── NotFoundError         no such object, bucket or folder
+    │   ├── AccessDeniedError     the store knows the object's place and refuses: credentials wrong, expired, too weak
     │   └── SlideChangedError     size or etag differ from those pinned at indexing
     ├── SlideFormatError          not a slide, or one that cannot be read without guessing colours
     │   └── CorruptTileError      one stored tile that does not decode
@@ -30,6 +31,10 @@ class StorageError(PatchingError):
 
 class NotFoundError(StorageError):
     """The object, bucket or folder does not exist."""
+
+
+class AccessDeniedError(StorageError):
+    """The store refused: no, wrong or expired credentials, or credentials that may not read the object."""
 
 
 class SlideChangedError(StorageError):

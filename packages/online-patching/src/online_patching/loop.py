@@ -19,35 +19,59 @@ T = TypeVar("T")
 IO_THREADS = 32
 
 
+class _PackageLoop(asyncio.SelectorEventLoop):
+    """A loop that says it is closed in a forked child, where no thread runs it: whoever waited for it would hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def is_closed(self) -> bool:
+        return super().is_closed() or os.getpid() != self._pid
+
+
 class _LoopThread:
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
+        self.loop = _PackageLoop()
         self.loop.set_default_executor(ThreadPoolExecutor(IO_THREADS, thread_name_prefix="online-patching-io"))
         self.thread = threading.Thread(target=self.loop.run_forever, name="online-patching-loop", daemon=True)
         self.thread.start()
 
 
-_current: _LoopThread | None = None
+_owners: dict[str, _LoopThread] = {}
 _lock = threading.Lock()
 
 
-def _loop_thread() -> _LoopThread:
-    global _current
+def _loop_thread(purpose: str = "package") -> _LoopThread:
     with _lock:
-        if _current is None or _current.pid != os.getpid():
-            _current = _LoopThread()
-        return _current
+        if purpose not in _owners or _owners[purpose].pid != os.getpid():
+            _owners[purpose] = _LoopThread()
+        return _owners[purpose]
 
 
 def _forget_after_fork() -> None:
     # The parent's lock may have been held by a thread that does not exist here.
-    global _current, _lock
-    _current, _lock = None, threading.Lock()
+    global _lock
+    _lock = threading.Lock()
+    _owners.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def package_loop() -> asyncio.AbstractEventLoop:
+    """This process's loop, for clients that are told which loop to run on."""
+    return _loop_thread().loop
+
+
+def blocking_loop() -> asyncio.AbstractEventLoop:
+    """A second loop, for asynchronous clients that are called by blocking methods.
+
+    Those calls wait in the package loop's threads; on that loop itself, the clients would wait for the same threads.
+    """
+    return _loop_thread("blocking").loop
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:

@@ -1,21 +1,14 @@
-"""When does obstore serve a URL, and with which settings?
+"""How are ranges read through obstore, which costs a fraction of the CPU of other clients?
 
-``storage_options`` arrive in s3fs's dialect and are translated; an option without a translation means that another
-client must serve the URL, so ``obstore_source_for`` then answers None and fsspec takes over. The same holds in a child
-that was forked after obstore was used: its runtime does not survive a fork.
-
-Credentials of ``s3://`` come from ``storage_options``, else from botocore's whole chain (environment, profiles, single
-sign-on, instance metadata), asked anew when they expire.
+A pinned version travels as ``If-Match`` and is compared in every answer, so an object that was replaced is noticed at
+the first range of the new one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from online_patching.bytesource import (
     ByteRange,
@@ -24,153 +17,66 @@ from online_patching.bytesource import (
     check_length,
     check_size,
     check_unchanged,
-    shown_url,
+    entity_tag,
+    storage_error,
+    version_of,
 )
-from online_patching.errors import NotFoundError, PatchingError, SlideChangedError, StorageError
+from online_patching.errors import AccessDeniedError, PatchingError, StorageError
+from online_patching.obstore_store import REQUEST_SECONDS, RETRY_SECONDS, ObstorePlace, obstore_place
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 # One object gets at most this many requests at a time; hosts differ, object stores all bear this.
 REQUESTS_IN_FLIGHT = 64
-
-_TRANSLATED = {"anon", "key", "secret", "token", "endpoint_url", "client_kwargs", "profile"}
-_TRANSLATED_CLIENT = {"endpoint_url", "region_name"}
-
-_stores: dict[tuple[str, str], ObjectStore] = {}
-_forked_after_use = False
-
-
-def _after_fork() -> None:
-    global _forked_after_use
-    _forked_after_use = _forked_after_use or bool(_stores)
-    _stores.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+# No request outlasts its attempts: the last one may begin just before the time for attempts is over.
+DEADLINE_SECONDS = REQUEST_SECONDS + RETRY_SECONDS
 
 
 def obstore_source_for(url: str, storage_options: Mapping[str, Any]) -> ByteSource | None:
     """The obstore source of a URL, or None where another client must serve it."""
-    parts = urlsplit(url)
-    if _forked_after_use:
-        return None
-    if parts.scheme == "s3" and _is_translated(storage_options):
-        key = ("s3://" + parts.netloc, repr(sorted(storage_options.items())))
-        if key not in _stores:
-            _stores[key] = _s3_store(parts.netloc, storage_options)
-        return ObstoreSource(url, _stores[key], parts.path.lstrip("/"))
-    if parts.scheme in ("http", "https") and not storage_options and not parts.query and "@" not in parts.netloc:
-        key = (f"{parts.scheme}://{parts.netloc}", "")
-        if key not in _stores:
-            _stores[key] = _http_store(key[0])
-        return ObstoreSource(url, _stores[key], parts.path.lstrip("/"))
-    return None
-
-
-def _is_translated(options: Mapping[str, Any]) -> bool:
-    return set(options) <= _TRANSLATED and set(options.get("client_kwargs") or {}) <= _TRANSLATED_CLIENT
-
-
-def _retry() -> Any:
-    return {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
-
-
-def _http_store(base_url: str) -> ObjectStore:
-    from obstore.store import HTTPStore
-
-    return HTTPStore(base_url, client_options={"allow_http": True, "timeout": "60s"}, retry_config=_retry())
-
-
-def _s3_store(bucket: str, options: Mapping[str, Any]) -> ObjectStore:
-    from obstore.store import S3Store
-
-    client = dict(options.get("client_kwargs") or {})
-    endpoint = options.get("endpoint_url") or client.get("endpoint_url") or _environment("AWS_ENDPOINT_URL_S3")
-    endpoint = endpoint or _environment("AWS_ENDPOINT_URL")
-    region = client.get("region_name") or _environment("AWS_REGION") or _environment("AWS_DEFAULT_REGION")
-    settings: dict[str, Any] = {"region": region or "us-east-1"}
-    if endpoint:
-        settings["endpoint"] = endpoint
-    provider = None
-    if options.get("anon"):
-        settings["skip_signature"] = True
-    elif options.get("key"):
-        settings["access_key_id"] = options["key"]
-        settings["secret_access_key"] = options.get("secret", "")
-        if options.get("token"):
-            settings["session_token"] = options["token"]
-    else:
-        provider = _BotocoreChain(options.get("profile"))
-    return S3Store(
-        bucket,
-        config=settings,  # type: ignore[arg-type]
-        client_options={"allow_http": True, "timeout": "60s"},
-        retry_config=_retry(),
-        credential_provider=provider,
-    )
-
-
-def _environment(name: str) -> str | None:
-    # Only the names that botocore itself reads: one environment serves both clients.
-    return os.environ.get(name)
-
-
-class _BotocoreChain:
-    """Credentials from botocore's chain, in the form that obstore asks for."""
-
-    def __init__(self, profile: str | None) -> None:
-        self._profile = profile
-        self._credentials: Any = None
-
-    def __call__(self) -> Any:
-        if self._credentials is None:
-            import botocore.session
-
-            self._credentials = botocore.session.Session(profile=self._profile).get_credentials()
-        if self._credentials is None:
-            raise PermissionError("no AWS credentials found; set a profile, the environment, or anon for public data")
-        frozen = self._credentials.get_frozen_credentials()
-        return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
-            # botocore refreshes what expires; asking it again every few minutes costs nothing.
-            "expires_at": datetime.now(UTC) + timedelta(minutes=5),
-        }
+    place = obstore_place(url, storage_options)
+    return ObstoreSource(url, place) if place is not None and place.name else None
 
 
 class ObstoreSource:
     """One object of an obstore store."""
 
-    def __init__(self, url: str, store: ObjectStore, path: str) -> None:
+    def __init__(self, url: str, place: ObstorePlace) -> None:
         self.url = url
-        self._store = store
-        self._path = path
+        self._store: ObjectStore = place.store
+        self._path = place.name
 
     async def info(self) -> ObjectInfo:
-        """Size and entity tag, by one HEAD request."""
+        """Size and version, by one HEAD request."""
         import obstore
 
         try:
-            head = await obstore.head_async(self._store, self._path)
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return info_of(await obstore.head_async(self._store, self._path))
         except Exception as error:
-            raise _translated(self.url, error) from error
-        return ObjectInfo(int(head["size"]), (head["e_tag"] or "").strip('"'))
+            refused = storage_error(self.url, error)
+            if not may_be_told_by_get(refused):
+                raise refused from error
+        # The answer to a HEAD has no body, and some servers answer none: a GET tells more.
+        try:
+            return (await self._get({"range": (0, 1)}))[1]
+        except Exception as error:
+            raise storage_error(self.url, error) from error
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
-        """The ranges, in parallel; a pinned version travels as ``If-Match`` and is compared in every answer."""
+        """The ranges, in parallel."""
         gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
-        async def one(byte_range: ByteRange) -> bytes:
+        async def read_one(byte_range: ByteRange) -> bytes:
             async with gate:
                 return await self._read(byte_range, expected)
 
-        tasks = [asyncio.ensure_future(one(r)) for r in ranges]
+        tasks = [asyncio.ensure_future(read_one(each)) for each in ranges]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
+            # The first error ends the others too: nobody would use them.
             for task in tasks:
                 task.cancel()
 
@@ -179,45 +85,45 @@ class ObstoreSource:
         import obstore
 
         try:
-            answer = await obstore.get_async(self._store, self._path)
-            info = ObjectInfo(int(answer.meta["size"]), (answer.meta["e_tag"] or "").strip('"'))
-            check_size(info.size, max_bytes, self.url)
-            data = bytes(await answer.bytes_async())
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                answer = await obstore.get_async(self._store, self._path)
+                info = info_of(answer.meta)
+                check_size(info.size, max_bytes, self.url)
+                data = bytes(await answer.bytes_async())
         except PatchingError:
             raise
         except Exception as error:
-            raise _translated(self.url, error) from error
+            raise storage_error(self.url, error) from error
         return check_length(data, (0, info.size), self.url), info
 
     async def _read(self, byte_range: ByteRange, expected: ObjectInfo | None) -> bytes:
-        import obstore
-
         start, length = byte_range
+        if length == 0:
+            return b""
         options: dict[str, Any] = {"range": (start, start + length)}
-        if expected is not None and expected.version:
-            options["if_match"] = f'"{expected.version}"'
+        tag = entity_tag(expected)
+        if tag is not None:
+            options["if_match"] = tag
         try:
-            answer = await obstore.get_async(self._store, self._path, options=options)  # type: ignore[arg-type]
-            meta = answer.meta
-            data = bytes(await answer.bytes_async())
+            data, info = await self._get(options)
         except Exception as error:
-            raise _translated(self.url, error) from error
-        version = (meta["e_tag"] or "").strip('"')
-        check_unchanged(ObjectInfo(int(meta["size"]), version), expected, self.url)
+            raise storage_error(self.url, error) from error
+        check_unchanged(info, expected, self.url)
         return check_length(data, byte_range, self.url)
 
+    async def _get(self, options: dict[str, Any]) -> tuple[bytes, ObjectInfo]:
+        import obstore
 
-def _translated(url: str, error: Exception) -> StorageError:
-    """The error of obstore as one line that names the object."""
-    from obstore import exceptions
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            answer = await obstore.get_async(self._store, self._path, options=options)  # type: ignore[arg-type]
+            return bytes(await answer.bytes_async()), info_of(answer.meta)
 
-    shown = shown_url(url)
-    if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
-        return NotFoundError(f"{shown}: no such object or bucket; check the spelling and the endpoint")
-    if isinstance(error, exceptions.PreconditionError):
-        return SlideChangedError(f"{shown}: the object changed since it was indexed; run `online-patching index` again")
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return StorageError(
-        f"{shown}: cannot be read ({first_line[:200]}); check the endpoint, the network and the credentials"
-        " (storage_options)"
-    )
+
+def may_be_told_by_get(refused: StorageError) -> bool:
+    """Whether a range request can say more than the HEAD request that was refused."""
+    return isinstance(refused, AccessDeniedError) or any(f"HTTP {code}" in str(refused) for code in (400, 405, 501))
+
+
+def info_of(meta: Mapping[str, Any]) -> ObjectInfo:
+    """Size and version from what obstore tells of an object."""
+    return ObjectInfo(int(meta["size"]), version_of(meta["e_tag"], meta["last_modified"]))

@@ -1,0 +1,126 @@
+"""How are ranges read from a web server when obstore does not serve the URL?
+
+Signed URLs (their query must arrive as it was signed), passwords in the URL, and any option of fsspec's HTTP client
+(headers, authentication, cookies). The client's session is used directly: every answer is checked before its body is
+read, so that a server which answers a range request with the whole file is an error, never a download of gigabytes.
+Size and version come from a range request too, because a signed URL is often signed for GET alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from online_patching.bytesource import (
+    ByteRange,
+    ObjectInfo,
+    check_length,
+    check_size,
+    check_unchanged,
+    entity_tag,
+    shown_url,
+    storage_error,
+    version_of,
+)
+from online_patching.errors import StorageError
+from online_patching.failures import no_ranges_error
+from online_patching.obstore_store import CONNECT_SECONDS, REQUEST_SECONDS
+
+if TYPE_CHECKING:
+    import fsspec
+
+REQUESTS_IN_FLIGHT = 32
+ATTEMPTS = 3
+_RETRIED_STATUS = {429, 500, 502, 503, 504}
+
+
+class HttpSource:
+    """One object of a web server, read through the session of fsspec's HTTP file system."""
+
+    def __init__(self, url: str, filesystem: fsspec.AbstractFileSystem) -> None:
+        self.url = url
+        self._filesystem = filesystem
+        # What is escaped stays as it is; what a URL may not hold (spaces, letters beyond ASCII) is escaped.
+        self._address = quote(url.partition("#")[0], safe="%/:?&=@+$,;!*'()[]~")
+
+    async def info(self) -> ObjectInfo:
+        """Size and version, from the answer to a request for the first byte."""
+        _, info = await self._answer(0, 1, None)
+        return info
+
+    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
+        """The ranges, in parallel."""
+        gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
+
+        async def read_one(byte_range: ByteRange) -> bytes:
+            if byte_range[1] == 0:
+                return b""
+            async with gate:
+                data, info = await self._answer(*byte_range, expected)
+            check_unchanged(info, expected, self.url)
+            return check_length(data, byte_range, self.url)
+
+        tasks = [asyncio.ensure_future(read_one(each)) for each in ranges]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """The object; its size and version cost a request of their own here."""
+        info = await self.info()
+        check_size(info.size, max_bytes, self.url)
+        (data,) = await self.read_ranges([(0, info.size)], expected=info)
+        return data, info
+
+    async def _answer(self, start: int, length: int, expected: ObjectInfo | None) -> tuple[bytes, ObjectInfo]:
+        import aiohttp
+
+        headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        tag = entity_tag(expected)
+        if tag is not None:
+            headers["If-Match"] = tag
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._try(headers)
+            except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorDNSError) as error:
+                raise storage_error(self.url, error) from error
+            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
+                status = getattr(error, "status", None)
+                if attempt + 1 == ATTEMPTS or (status is not None and status not in _RETRIED_STATUS):
+                    raise storage_error(self.url, error) from error
+                await asyncio.sleep(0.2 * 3**attempt)
+            except Exception as error:
+                raise storage_error(self.url, error) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _try(self, headers: Mapping[str, str]) -> tuple[bytes, ObjectInfo]:
+        import aiohttp
+        import yarl
+
+        session = await self._filesystem.set_session()
+        options: dict[str, Any] = dict(self._filesystem.kwargs)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS)
+        options = {"timeout": timeout, **options, "headers": {**options.get("headers", {}), **headers}}
+        async with session.get(yarl.URL(self._address, encoded=True), **options) as answer:
+            if answer.status == 416 and answer.headers.get("Content-Range") == "bytes */0":
+                return b"", self._info_of(answer.headers, 0)
+            answer.raise_for_status()
+            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if answer.status != 206 or not total.isdigit():
+                raise no_ranges_error(self.url)
+            return await answer.read(), self._info_of(answer.headers, int(total))
+
+    def _info_of(self, headers: Mapping[str, str], size: int) -> ObjectInfo:
+        modified = headers.get("Last-Modified")
+        try:
+            parsed = parsedate_to_datetime(modified) if modified else None
+        except ValueError as error:
+            raise StorageError(
+                f"{shown_url(self.url)}: the server's Last-Modified is no date ({modified!r:.60})"
+            ) from error
+        return ObjectInfo(size, version_of(headers.get("ETag"), parsed))
