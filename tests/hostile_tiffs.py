@@ -2,8 +2,8 @@
 
     python tests/hostile_tiffs.py FOLDER
 
-Writes every file into the folder, opens it and reads a tile, and prints one JSON line: name -> outcome, seconds, MB that
-the peak of resident memory grew. A process of its own, so that the peak is that of these files.
+Writes every file into the folder, opens it and reads a tile, and prints one JSON line: name -> outcome, seconds, and MB
+that the peak of resident memory grew. A process of its own, so that the peak is that of these files.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def main() -> None:
         except PatchingError as error:
             outcome = f"{type(error).__name__}: {error}"
         results[name] = (outcome, time.monotonic() - started, (_memory("VmHWM") - before) / 1024)
-    print(json.dumps(results))
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 def _memory(key: str) -> int:

@@ -91,23 +91,30 @@ def by_tifffile(path: Path) -> Pixels:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
+LOSSLESS = [
+    (None, {}),
+    ("deflate", {"predictor": True}),
+    ("adobe_deflate", {}),
+    ("lzw", {"predictor": True}),
+    ("zstd", {"predictor": True}),
+    ("packbits", {}),
+]
+KINDS = [
+    *(
+        (photometric, *kind)
+        for photometric in ("rgb", "minisblack", "miniswhite")
+        for kind in [*LOSSLESS, ("jpeg", {})]
+    ),
+    ("rgb", "jpeg", {"subsampling": (1, 1)}),
+    ("ycbcr", "jpeg", {"subsampling": (1, 1)}),
+    ("ycbcr", "jpeg", {}),
+]
+
+
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("tile", [(64, 64), (16, 256)])
-@pytest.mark.parametrize(
-    ("compression", "options"),
-    [
-        (None, {}),
-        ("deflate", {"predictor": True}),
-        ("adobe_deflate", {}),
-        ("lzw", {"predictor": True}),
-        ("zstd", {"predictor": True}),
-        ("packbits", {}),
-        ("jpeg", {}),
-        ("jpeg", {"subsampling": (1, 1)}),
-    ],
-)
-@pytest.mark.parametrize("photometric", ["rgb", "ycbcr", "minisblack", "miniswhite"])
+@pytest.mark.parametrize(("photometric", "compression", "options"), KINDS)
 def test_pixels_are_those_of_openslide(
     tmp_path: Path,
     compression: str | None,
@@ -117,14 +124,14 @@ def test_pixels_are_those_of_openslide(
     byteorder: str,
     bigtiff: bool,
 ) -> None:
-    grey = photometric.startswith("minis")
-    if (photometric == "ycbcr" and compression != "jpeg") or (grey and "subsampling" in options):
-        pytest.skip("no such file")
-    pixels = GREY if grey else RGB
+    pixels = GREY if photometric.startswith("minis") else RGB
     more = {"photometric": photometric, "byteorder": byteorder, "bigtiff": bigtiff, **options}
     path = write(tmp_path / "x.tif", pixels, tile=tile, compression=compression, **more)
     result = read(path)
-    np.testing.assert_array_equal(result, by_openslide(path)[..., :3])
+    if openslide.OpenSlide.detect_format(str(path)) is None:
+        assert (byteorder, bigtiff) == (">", False), "OpenSlide refuses no more than big-endian files of tifffile"
+    else:
+        np.testing.assert_array_equal(result, by_openslide(path)[..., :3])
     stored = by_tifffile(path)
     np.testing.assert_array_equal(result, 255 - stored if photometric == "miniswhite" else stored)
 
@@ -173,7 +180,11 @@ def test_transparent_pixels_are_laid_over_white(tmp_path: Path, kind: str) -> No
 def test_a_second_grey_sample_without_meaning_does_not_count(tmp_path: Path) -> None:
     options = {"compression": "deflate", "photometric": "minisblack", "planarconfig": "contig"}
     path = write(tmp_path / "x.tif", np.dstack([GREY, 255 - GREY]), **options)
-    np.testing.assert_array_equal(read(path), by_openslide(path)[..., :3])
+    result = read(path)
+    np.testing.assert_array_equal(result, by_tifffile(path)[..., :1].repeat(3, 2))
+    # libtiff, under OpenSlide, loses its place in the rows of tiles that reach past the right edge.
+    whole = WIDTH // 64 * 64
+    np.testing.assert_array_equal(result[:, :whole], by_openslide(path)[:, :whole, :3])
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
