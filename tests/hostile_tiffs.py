@@ -2,8 +2,8 @@
 
     python tests/hostile_tiffs.py FOLDER
 
-Writes every file into the folder, opens it and reads a tile, and prints one JSON line: name -> outcome, seconds, MB that
-the peak of resident memory grew. A process of its own, so that the peak is that of these files.
+Writes every file into the folder, opens it and reads a tile, and prints one JSON line: name -> outcome, seconds, and MB
+that the peak of resident memory grew. A process of its own, so that the peak is that of these files.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         yield f"{name} bomb", tiff_bytes([page(bytes(data), compression=compression)])
     jpeg = bytes(imagecodecs.jpeg8_encode(PIXELS))
     yield "JPEG frame of 60,000 px", tiff_bytes([page(_resized_jpeg(jpeg), compression=7)])
-    yield "progressive JPEG frame of 60,000 px", tiff_bytes([page(_resized_jpeg(jpeg, progressive=True), compression=7)])
+    yield (
+        "progressive JPEG frame of 60,000 px",
+        tiff_bytes([page(_resized_jpeg(jpeg, progressive=True), compression=7)]),
+    )
     yield "frame in the JPEG tables", _jpeg_tables_bomb(jpeg)
     frame = jpeg.replace(b"\xff\xc0", b"\xff\xc2", 1)
     scan = frame[frame.index(b"\xff\xda") : -2]
@@ -110,7 +113,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     struct.pack_into(">H", changed, 40, 16384)
     yield "JPEG 2000 of 16,384 components", tiff_bytes([page(bytes(changed), compression=34712)])
     for compression in (5, 7, 8, 33003, 33005, 34712, 50000, 50001, 32773):
-        yield f"noise in compression {compression}", tiff_bytes([page(PIXELS.tobytes()[:5000], compression=compression)])
+        yield (
+            f"noise in compression {compression}",
+            tiff_bytes([page(PIXELS.tobytes()[:5000], compression=compression)]),
+        )
 
 
 def sparse(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -190,7 +196,7 @@ def main() -> None:
         except PatchingError as error:
             outcome = f"{type(error).__name__}: {error}"
         results[name] = (outcome, time.monotonic() - started, (_memory("VmHWM") - before) / 1024)
-    print(json.dumps(results))
+    sys.stdout.write(json.dumps(results) + "\n")
 
 
 def _memory(key: str) -> int:

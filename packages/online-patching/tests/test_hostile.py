@@ -72,6 +72,13 @@ def test_every_layout_opens_undamaged(tmp_path: Path, layout: dict[str, object])
         assert not slide.read_level(level=level, x_px=0, y_px=0, **shape).any()
 
 
+def opened_and_read(path: Path) -> tuple[int, ...] | PatchingError:
+    try:
+        return open_slide(str(path)).read_level(level=0, x_px=0, y_px=0, width_px=100, height_px=100).shape
+    except PatchingError as error:
+        return error
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_of_every_layout_are_read_or_refused_quickly(tmp_path: Path, data: st.DataObject) -> None:
@@ -86,12 +93,8 @@ def test_damaged_files_of_every_layout_are_read_or_refused_quickly(tmp_path: Pat
     path = tmp_path / "damaged.tif"
     path.write_bytes(bytes(damaged[:cut]))
     started = time.monotonic()
-    try:
-        slide = open_slide(str(path))
-        pixels = slide.read_level(level=0, x_px=0, y_px=0, width_px=100, height_px=100)
-        assert pixels.shape == (100, 100, 3)
-    except PatchingError as error:
-        assert "damaged.tif" in str(error)
+    outcome = opened_and_read(path)
+    assert outcome == (100, 100, 3) or "damaged.tif" in str(outcome)
     assert time.monotonic() - started < 2
 
 

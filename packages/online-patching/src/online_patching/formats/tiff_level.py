@@ -132,7 +132,9 @@ async def read_levels(reader: HeaderReader, ifds: Sequence[TiffIfd]) -> list[Tif
     encodings = [await _read_encoding(reader, ifd) for ifd in ifds]
     tiles = sum(geometry.tiles_x * geometry.tiles_y for geometry in geometries)
     if tiles > MAX_TILES:
-        raise reader.error(f"its levels claim {tiles} tiles (allowed: {MAX_TILES}): the file is damaged, or write it with larger tiles")
+        raise reader.error(
+            f"its levels claim {tiles} tiles (allowed: {MAX_TILES}): the file is damaged, or write it with larger tiles"
+        )
     await tiff.fetch_values(reader, ifds, _ARRAYS)
     return [
         TiffLevel(geometry, encoding, await _read_tiles(reader, ifd, geometry, encoding))
