@@ -181,7 +181,14 @@ def test_a_resampled_patch_equals_that_of_a_tiff(folder: Path, tmp_path: Path) -
     with tifffile.TiffWriter(tmp_path / "x.tif") as writer:
         for k, level in enumerate(LEVELS):
             cm = (20000 / 2**k, 20000 / 2**k)
-            writer.write(level, photometric="rgb", tile=(128, 128), resolution=cm, resolutionunit="CENTIMETER")
+            writer.write(
+                level,
+                photometric="rgb",
+                tile=(128, 128),
+                resolution=cm,
+                resolutionunit="CENTIMETER",
+                subfiletype=int(k > 0),
+            )
     tiff = open_slide(str(tmp_path / "x.tif"))
     ngff = open_slide(str(folder / "v05-sharded.ome.zarr"))
     corners = [(-40, -30), (100, 50), (333.3, 201.7), (600, 430)]

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from online_patching.errors import SlideChangedError, SlideFormatError, StorageError
-from online_patching.failures import shown_url as shown_url
-from online_patching.failures import storage_error as storage_error
+from online_patching.store_errors import shown_url as shown_url
+from online_patching.store_errors import storage_error as storage_error
 
 _MODIFIED = "modified-"
 

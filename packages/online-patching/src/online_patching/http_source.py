@@ -26,8 +26,8 @@ from online_patching.bytesource import (
     version_of,
 )
 from online_patching.errors import StorageError
-from online_patching.failures import no_ranges_error
 from online_patching.obstore_store import CONNECT_SECONDS, REQUEST_SECONDS
+from online_patching.store_errors import no_ranges_error
 
 if TYPE_CHECKING:
     import fsspec

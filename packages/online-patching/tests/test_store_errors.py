@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from online_patching import AccessDeniedError, StorageError, fsspec_source, http_source, obstore_source
 from online_patching.cli import main
-from online_patching.failures import storage_error
 from online_patching.listing import list_slides
 from online_patching.loop import run
 from online_patching.storage import open_object
+from online_patching.store_errors import storage_error
 
 CONTENT = bytes(1000)
 HUSH = ["hush-hush", "AKIDNOTHERE", "c2lnbmF0dXJl"]
