@@ -50,7 +50,7 @@ def read_failures(folder: CatalogFolder) -> list[Failure]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(folder.read(FAILURES)), columns=list(COLUMNS))
+        table = pq.ParquetFile(pa.BufferReader(folder.read(FAILURES))).read(list(COLUMNS))
         return [Failure(*row.values()) for row in table.to_pylist()]
     except NotFoundError:
         return []

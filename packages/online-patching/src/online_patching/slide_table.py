@@ -89,9 +89,13 @@ class SlideTable(Sequence[SlideRow]):
 
         text = [column for column, (kind, _) in OWN_COLUMNS.items() if kind == "text"]
         try:
-            return cls(pq.read_table(pa.BufferReader(data), read_dictionary=text), name)
+            # Without Arrow's data set layer, whose import costs a second; one thread needs half the memory of many.
+            arrow = pq.ParquetFile(pa.BufferReader(data), read_dictionary=text).read(use_threads=False)
+            table = cls(arrow, name)
         except (pa.ArrowException, OSError) as error:
             raise CatalogError(f"{name}: the slide table is damaged ({error}); index the slides again") from error
+        pa.default_memory_pool().release_unused()
+        return table
 
     def to_parquet(self) -> bytes:
         """The bytes of the table's file: the same for the same rows, however they came together."""
@@ -153,7 +157,7 @@ class SlideTable(Sequence[SlideRow]):
             return np.empty(0)
         import pyarrow as pa
 
-        return np.asarray(self._columns[column].cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+        return _floats(self._columns[column].cast(pa.float64(), safe=False))
 
     def example(self, column: str) -> list[Scalar]:
         """A value of a user column's type, or none where there is no such column; it tells the type, nothing else."""
@@ -298,3 +302,14 @@ def _text_bytes(column: Any) -> tuple[bytes, memoryview]:
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
     return np.diff(ends).astype("<i4").tobytes(), memoryview(data or b"")[int(ends[0]) : int(ends[-1])]
+
+
+def _floats(column: Any) -> npt.NDArray[np.float64]:
+    """A column of fractions, NaN where it has no value; Arrow's own way to it imports pandas, which costs a second."""
+    place = slice(column.offset, column.offset + len(column))
+    validity, data = column.buffers()
+    values = np.frombuffer(data, np.float64)[place]
+    if not column.null_count:
+        return values
+    valid = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[place]
+    return np.where(valid, values, np.nan)
