@@ -116,7 +116,9 @@ def make_catalog(folder: Path, slides: int) -> dict[str, Any]:
         "patient": [f"TCGA-{k % 97:02d}-{k // 97:04d}" for k in numbers],
         "label": numbers % 32,
     }
-    columns["url"] = [f"s3://tcga/{place}/{slide_id}.svs" for place, slide_id in zip(folder_uuid, columns["id"], strict=True)]
+    columns["url"] = [
+        f"s3://tcga/{place}/{slide_id}.svs" for place, slide_id in zip(folder_uuid, columns["id"], strict=True)
+    ]
     for name, values in columns.items():
         if name in table.column_names:
             table = table.drop_columns([name])
@@ -164,9 +166,7 @@ def write_slide(catalog: Any, number: int) -> Any:
     slide_id = f"{number:03d}"
     objects = [PinnedObject(f"s3://tcga-open-access/{slide_id}.svs", ObjectInfo(end, f"{number:032x}"))]
     data = encode_tile_table(header, objects, tiles)
-    row = row_of(
-        slide_id, objects[0].url, header=header, objects=objects, tiles=tiles, front_bytes=front_bytes(data)
-    )
+    row = row_of(slide_id, objects[0].url, header=header, objects=objects, tiles=tiles, front_bytes=front_bytes(data))
     angle = np.linspace(0, 2 * np.pi, VERTICES, endpoint=False)
     radius = 1 + 0.15 * np.sin(9 * angle + number) + 0.05 * np.sin(41 * angle)
     width, height = levels[0].width_px, levels[0].height_px
