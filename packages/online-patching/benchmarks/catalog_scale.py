@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,6 @@ def write_slide(catalog: Any, number: int) -> Any:
     width, height = levels[0].width_px, levels[0].height_px
     outline = np.stack([width * (0.5 + 0.3 * radius * np.cos(angle)), height * (0.5 + 0.3 * radius * np.sin(angle))], 1)
     polygon = shapely.Polygon(np.rint(outline))
-    from dataclasses import replace
-
     row = replace(row, foreground_area_level0_px2=float(polygon.area))
     catalog.write_slide_file(row, TILE_TABLE, data)
     catalog.write_slide_file(row, FOREGROUND, shapely.to_wkb(polygon))

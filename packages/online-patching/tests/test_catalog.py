@@ -171,6 +171,8 @@ def test_a_catalog_in_a_bucket_holds_no_credentials(s3_server: S3Server, slide_f
     compute_foreground("s3://catalogs/one", storage_options=options, progress=False)
     catalog = Catalog.open("s3://catalogs/one", storage_options=options)
     assert catalog.read_patches([PatchRequest("a", 300, 200, 96, 1.0)])[0].shape == (96, 96, 3)
+    again = index_cohort([f"{slides}/a.svs"], "s3://catalogs/one", storage_options=options, progress=False)
+    assert (again.done, again.kept, again.failures) == (0, 1, ())
     client = s3_server.client()
     keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="catalogs")["Contents"]]
     assert sorted(keys) == sorted(

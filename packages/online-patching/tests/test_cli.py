@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -75,6 +76,29 @@ def test_mistakes_end_in_one_line(
     shown = capsys.readouterr().err
     assert reason in shown
     assert "Traceback" not in shown
+
+
+def test_a_folder_that_is_not_there_does_not_stop_the_others(
+    slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slides").mkdir()
+    shutil.copy(slide_folder / "a.svs", tmp_path / "slides")
+    command = ["index", str(tmp_path / "slides"), str(tmp_path / "none"), "--catalog", str(tmp_path / "c")]
+    assert main(command) == 1
+    assert f"left out {tmp_path / 'none'}: no such folder" in capsys.readouterr().err
+    assert len(Catalog.open(str(tmp_path / "c"))) == 1
+
+
+def test_metadata_experimental_and_workers_reach_the_catalog(
+    slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.csv").write_text("id,label\nno_mpp,3\nnobody,4\n")
+    command = ["index", str(slide_folder), "--catalog", str(tmp_path / "c"), "--metadata", str(tmp_path / "m.csv")]
+    options = ["--workers", "2", "--experimental", "--assume-mpp-from-magnification"]
+    assert main([*command, *options]) == 0
+    assert "metadata: 1 rows fit no slide, such as 'nobody'" in capsys.readouterr().err
+    row = Catalog.open(str(tmp_path / "c")).row("no_mpp")
+    assert (row.columns, row.mpp, row.mpp_source, row.experimental) == ({"label": 3}, 0.5, "assumed", True)
 
 
 def test_a_bad_slide_among_good_ones_is_named_and_told_by_the_exit_code(

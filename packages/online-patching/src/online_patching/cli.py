@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PatchingError, ValueError) as error:
         print(f"online-patching {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"online-patching {parsed.command}: stopped; run it again to go on where it stopped", file=sys.stderr)
+        return 130
     return code
 
 
@@ -119,7 +122,7 @@ def _index(arguments: argparse.Namespace) -> int:
     # A mistake in these shows before anything is listed.
     metadata = read_metadata(arguments.metadata) if arguments.metadata else None
     mpp = _read_mpp(arguments.mpp)
-    listed = {url: list_slides(url, options) for url in arguments.slides}
+    listed, unlisted = _list_all(arguments.slides, options)
     report = index_cohort(
         itertools.chain.from_iterable(listed.values()),
         arguments.catalog,
@@ -141,9 +144,25 @@ def _index(arguments: argparse.Namespace) -> int:
         f"indexed {report.done} slides, {report.kept} were up to date: {report.requests} requests,"
         f" {report.bytes_read / 1e6:.2f} MB of headers"
     )
-    code = _print_failures(report)
+    code = max(_print_failures(report), 1 if unlisted else 0)
     _print_missing_mpp(Catalog.open(arguments.catalog, storage_options=arguments.storage_options))
     return max(code, _foreground(arguments)) if arguments.foreground else code
+
+
+def _list_all(urls: Sequence[str], options: dict[str, Any]) -> tuple[dict[str, list[str]], list[PatchingError]]:
+    """The slides below each URL; a URL that cannot be listed is an error only if no other can."""
+    listed: dict[str, list[str]] = {}
+    failed: list[PatchingError] = []
+    for url in urls:
+        try:
+            listed[url] = list_slides(url, options)
+        except PatchingError as error:
+            failed.append(error)
+    if not listed:
+        raise failed[0]
+    for reason in failed:
+        print(f"left out {reason}", file=sys.stderr)
+    return listed, failed
 
 
 def _print_missing_mpp(catalog: Catalog) -> None:

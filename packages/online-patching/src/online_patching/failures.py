@@ -38,7 +38,7 @@ def failure_of(slide_id: str, url: str, error: Exception) -> Failure:
     reason = " ".join(str(error).split())
     if not isinstance(error, PatchingError):
         reason = (
-            f"{shown_url(url)}: indexing it failed in an unexpected way ({type(error).__name__}: {reason}); please"
+            f"{shown_url(url)}: working on it failed in an unexpected way ({type(error).__name__}: {reason}); please"
             " report this with the slide"
         )
     return Failure(slide_id, shown_url(url), type(error).__name__, reason)

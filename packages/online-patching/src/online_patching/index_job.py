@@ -52,13 +52,17 @@ class IndexJob:
         bytes_read: Bytes of headers received.
     """
 
-    def __init__(self, folder: CatalogFolder, store: Store, table: SlideTable, options: IndexOptions) -> None:
+    def __init__(
+        self, folder: CatalogFolder, store: Store, table: SlideTable, options: IndexOptions, *, is_new: bool
+    ) -> None:
         self.table = table
         self.failures: list[Failure] = []
         self.done = self.kept = self.requests = self.bytes_read = 0
         self._folder = folder
         self._store = store
         self._options = options
+        # In a new catalog no slide has a row of its own to look for.
+        self._is_new = is_new
         self._pending: list[SlideRow] = []
         self._written_at = time.monotonic()
         self._writing = asyncio.Lock()
@@ -97,7 +101,9 @@ class IndexJob:
     async def _index(self, task: SlideTask) -> None:
         number = self.table.number_of(task.slide_id)
         in_table = None if number is None else self.table[number]
-        known = in_table or await asyncio.to_thread(self._folder.read_slide_row, task.slide_id)
+        known = in_table
+        if known is None and not self._is_new:
+            known = await asyncio.to_thread(self._folder.read_slide_row, task.slide_id)
         if known is not None and known.url != task.url:
             await self._check_moved(known, task)
         elif known is not None and await self._is_unchanged(known, task):

@@ -101,33 +101,30 @@ def index_cohort(
     if workers < 1:
         raise ValueError(f"workers: got {workers}, allowed at least 1")
     folder = CatalogFolder(absolute_url(catalog_url), storage_options)
-    table = _start(folder)
+    table, is_new = _start(folder)
     plan = plan_index(slides, table, metadata=metadata, columns=columns)
     store = Store(folder.storage_options if slide_storage_options is None else slide_storage_options)
     options = IndexOptions(mpp, assume_mpp_from_magnification, experimental)
-    job = loop.run(_run_index(IndexJob(folder, store, table, options), plan, workers=workers, progress=progress))
+    job = IndexJob(folder, store, table, options, is_new=is_new)
+    loop.run(job.run(plan.tasks, workers=workers, progress=progress))
     gone = vanished_slides(job.table, plan.tasks, [absolute_url(url) for url in listed_folders])
     failures = sorted({*plan.failures, *job.failures, *gone})
     _write_failures(folder, failures, plan)
     return JobReport(job.done, job.kept, tuple(failures), job.requests, job.bytes_read, plan.notes)
 
 
-def _start(folder: CatalogFolder) -> SlideTable:
-    """The catalog's table so far; a folder that is none yet becomes one."""
+def _start(folder: CatalogFolder) -> tuple[SlideTable, bool]:
+    """The catalog's table so far, and whether the catalog is new; a folder that is none yet becomes one."""
     if not folder.exists():
         folder.create()
+        return empty_table(), True
     folder.remove_partial_files()
     try:
-        return folder.read_table()
+        return folder.read_table(), False
     except PatchingError as error:
         if isinstance(error.__cause__, NotFoundError):
-            return empty_table()
+            return empty_table(), False
         raise
-
-
-async def _run_index(job: IndexJob, plan: IndexPlan, *, workers: int, progress: bool) -> IndexJob:
-    await job.run(plan.tasks, workers=workers, progress=progress)
-    return job
 
 
 def _write_failures(folder: CatalogFolder, failures: Sequence[Failure], plan: IndexPlan) -> None:
@@ -175,7 +172,8 @@ def compute_foreground(
         for future in as_completed(futures):
             try:
                 found.append(future.result())
-            except PatchingError as error:
+            except Exception as error:
+                # One slide's fault, also one that nobody foresaw, must not stop the others.
                 row = catalog.rows[futures[future]]
                 failures.append(failure_of(row.id, row.url, error))
             bar.update()
