@@ -18,6 +18,7 @@ from online_patching.bytesource import PinnedObject
 from online_patching.catalog_files import CatalogFolder
 from online_patching.failures import Failure, read_failures
 from online_patching.jobs import JobReport, compute_foreground, index_cohort
+from online_patching.slide_table import SlideTable
 from online_patching.storage import LocalSource
 from written_slides import tissue_image, write_pyramid
 
@@ -107,6 +108,26 @@ def test_two_builds_at_once_leave_a_whole_catalog(one_slide: Path, tmp_path: Pat
         thread.start()
     for thread in threads:
         thread.join()
+    assert files_of(tmp_path / "c") == files_of(tmp_path / "clean")
+
+
+def test_a_table_that_is_written_many_times_on_the_way_loses_no_slide(
+    one_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides = copies(one_slide, tmp_path / "slides", [f"{k}.svs" for k in range(120)])
+    index(slides, tmp_path / "clean")
+    written: list[int] = []
+    original = CatalogFolder.write_table
+
+    def write_table(self: CatalogFolder, table: SlideTable) -> None:
+        written.append(len(table))
+        original(self, table)
+
+    monkeypatch.setattr(CatalogFolder, "write_table", write_table)
+    monkeypatch.setattr("online_patching.index_job.CHECKPOINT_SLIDES", 2)
+    index(slides, tmp_path / "c")
+    assert len(written) > 5
+    assert written == sorted(written)
     assert files_of(tmp_path / "c") == files_of(tmp_path / "clean")
 
 

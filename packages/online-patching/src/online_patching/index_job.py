@@ -115,7 +115,9 @@ class IndexJob:
             self.kept += 1
             return
         found = await index_slide(task.url, self._store, experimental=self._options.experimental)
-        self._pending.append(await asyncio.to_thread(self._write_slide, task, found, known))
+        # Two steps: the list may be another one when the thread is done.
+        row = await asyncio.to_thread(self._write_slide, task, found, known)
+        self._pending.append(row)
         self.done += 1
         self.requests += found.requests
         self.bytes_read += found.bytes_read
