@@ -18,6 +18,7 @@ from online_patching.bytesource import PinnedObject
 from online_patching.catalog_files import CatalogFolder
 from online_patching.failures import Failure, read_failures
 from online_patching.jobs import JobReport, compute_foreground, index_cohort
+from online_patching.metadata import read_metadata
 from online_patching.slide_table import SlideTable
 from online_patching.storage import LocalSource
 from written_slides import tissue_image, write_pyramid
@@ -202,6 +203,22 @@ def test_of_two_slides_of_one_id_the_first_keeps_it(one_slide: Path, tmp_path: P
     (slides / "a" / "x.svs").unlink()
     assert index_cohort([str(slides / "0" / "x.svs")], str(tmp_path / "c"), progress=False).failures == ()
     assert Catalog.open(str(tmp_path / "c")).row("x").url == str(slides / "0" / "x.svs")
+
+
+def test_slides_get_and_keep_the_ids_that_metadata_gives_them(one_slide: Path, tmp_path: Path) -> None:
+    slides = copies(one_slide, tmp_path / "slides", ["a/x.svs", "b/x.svs"])
+    url = str(tmp_path / "c")
+    assert len(index(slides, tmp_path / "c").failures) == 1
+    lines = [f"{slides / part / 'x.svs'},{part}-x,{part}" for part in "ab"]
+    (tmp_path / "m.csv").write_text("\n".join(["file,id,site", *lines]))
+    assert index(slides, tmp_path / "c", metadata=read_metadata(tmp_path / "m.csv")).failures == ()
+    expected = {"a-x": str(slides / "a" / "x.svs"), "b-x": str(slides / "b" / "x.svs")}
+    assert {row.id: row.url for row in Catalog.open(url)} == expected
+    assert not list((tmp_path / "c" / "slides").glob("x/*")), "the files of the former id are gone"
+    assert read_failures(CatalogFolder(url)) == []
+    again = index(slides, tmp_path / "c")
+    assert (again.done, again.kept, again.failures) == (0, 2, ())
+    assert {row.id: row.columns["site"] for row in Catalog.open(url)} == {"a-x": "a", "b-x": "b"}
 
 
 def test_a_url_with_credentials_is_refused_without_showing_them(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from online_patching.bytesource import PinnedObject, shown_url
-from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder
+from online_patching.catalog_files import FOREGROUND, SLIDE_ROW, TILE_TABLE, CatalogFolder
 from online_patching.errors import NotFoundError, PatchingError
 from online_patching.failures import Failure, failure_of
 from online_patching.index import SlideIndex, index_slide
-from online_patching.index_plan import SlideTask, duplicate_of, with_user_facts
+from online_patching.index_plan import IndexPlan, SlideTask, duplicate_of, with_user_facts
 from online_patching.slide_row import SlideRow, row_of
 from online_patching.slide_table import SlideTable
 from online_patching.storage import Store, open_object
@@ -67,12 +67,29 @@ class IndexJob:
         self._written_at = time.monotonic()
         self._writing = asyncio.Lock()
 
-    async def run(self, tasks: Sequence[SlideTask], *, workers: int, progress: bool) -> None:
-        """Index all tasks, ``workers`` at a time, and write the slide table."""
+    async def run(self, plan: IndexPlan, *, workers: int, progress: bool) -> None:
+        """Index all slides of a plan, ``workers`` at a time, and write the slide table."""
+        tasks = plan.tasks
         queue = iter(tasks)
         with tqdm(total=len(tasks), desc="index slides", unit="slide", disable=not progress) as bar:
             await asyncio.gather(*(self._work(queue, bar) for _ in range(min(workers, len(tasks)))))
+        await asyncio.to_thread(self._drop_renamed, plan.renamed)
         await self._write_table()
+
+    def _drop_renamed(self, renamed: Mapping[str, str]) -> None:
+        """Take out the former ids of slides that are in the table under their new ids now; their files go first."""
+        self.table, self._pending = self.table.updated(self._pending), []
+        dropped = []
+        for slide_id, old_id in renamed.items():
+            number, old_number = self.table.number_of(slide_id), self.table.number_of(old_id)
+            if number is None or old_number is None:
+                continue
+            # The former id may be another slide's by now.
+            if self.table.value(number, "url") == self.table.value(old_number, "url"):
+                dropped.append(old_id)
+                for name in (SLIDE_ROW, FOREGROUND, TILE_TABLE):
+                    self._folder.remove_slide_file(self.table[old_number], name)
+        self.table = self.table.without(dropped)
 
     async def _work(self, queue: Iterator[SlideTask], bar: tqdm[None]) -> None:
         for task in queue:

@@ -47,11 +47,13 @@ class IndexPlan:
         tasks: The slides, in order of their URLs.
         failures: Slides that are left out already.
         notes: What of the user's metadata was left out, one line each.
+        renamed: Former ids of slides that the user's metadata gives other ids, by their new ids.
     """
 
     tasks: tuple[SlideTask, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
+    renamed: dict[str, str]
 
 
 def plan_index(
@@ -71,7 +73,9 @@ def plan_index(
     """
     listed = {absolute_url(s if isinstance(s, str) else s.url): None if isinstance(s, str) else s.info for s in slides}
     urls = sorted(listed)
-    joined = join_metadata(metadata, urls)
+    pairs = zip(table.arrow["url"].to_pylist(), table.arrow["id"].to_pylist(), strict=True)
+    known_ids = {url: slide_id for url, slide_id in pairs if url in listed}
+    joined = join_metadata(metadata, urls, known_ids)
     holders: dict[str, str] = {}
     failures: list[Failure] = []
     chosen: list[tuple[str, str, dict[str, Scalar]]] = []
@@ -91,7 +95,9 @@ def plan_index(
         SlideTask(slide_id, url, listed[url], {name: as_kind(value, kinds[name]) for name, value in said.items()})
         for slide_id, url, said in chosen
     )
-    return IndexPlan(tasks, tuple(failures), joined.notes)
+    former = {task.slide_id: known_ids.get(task.url, task.slide_id) for task in tasks}
+    renamed = {slide_id: old for slide_id, old in former.items() if old != slide_id}
+    return IndexPlan(tasks, tuple(failures), joined.notes, renamed)
 
 
 def _holder(slide_id: str, url: str, table: SlideTable, listed: Mapping[str, object]) -> str:

@@ -16,7 +16,7 @@ import shapely
 from tqdm import tqdm
 
 from online_patching import loop
-from online_patching.bytesource import PinnedObject
+from online_patching.bytesource import PinnedObject, shown_url
 from online_patching.catalog import Catalog
 from online_patching.catalog_files import FOREGROUND, CatalogFolder
 from online_patching.decode import Pixels
@@ -106,7 +106,7 @@ def index_cohort(
     store = Store(folder.storage_options if slide_storage_options is None else slide_storage_options)
     options = IndexOptions(mpp, assume_mpp_from_magnification, experimental)
     job = IndexJob(folder, store, table, options, is_new=is_new)
-    loop.run(job.run(plan.tasks, workers=workers, progress=progress))
+    loop.run(job.run(plan, workers=workers, progress=progress))
     gone = vanished_slides(job.table, plan.tasks, [absolute_url(url) for url in listed_folders])
     failures = sorted({*plan.failures, *job.failures, *gone})
     _write_failures(folder, failures, plan)
@@ -128,14 +128,10 @@ def _start(folder: CatalogFolder) -> tuple[SlideTable, bool]:
 
 
 def _write_failures(folder: CatalogFolder, failures: Sequence[Failure], plan: IndexPlan) -> None:
-    """Keep the failures of earlier runs, but for slides that were tried now."""
-    tried = {(task.slide_id, task.url) for task in plan.tasks}
-    tried_ids = {task.slide_id for task in plan.tasks}
-    earlier = [
-        failure
-        for failure in read_failures(folder)
-        if (failure.slide, failure.url) not in tried and failure.slide not in tried_ids
-    ]
+    """Keep the failures of earlier runs, but for slides that were given now, by their id or their URL."""
+    ids = {task.slide_id for task in plan.tasks}
+    urls = {shown_url(task.url) for task in plan.tasks} | {failure.url for failure in failures}
+    earlier = [each for each in read_failures(folder) if each.slide not in ids and each.url not in urls]
     write_failures(folder, [*earlier, *failures])
     folder.remove_partial_files()
 

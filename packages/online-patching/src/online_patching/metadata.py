@@ -178,14 +178,17 @@ def _typed(text: str) -> Scalar:
     return text
 
 
-def join_metadata(metadata: Metadata | None, urls: Sequence[str]) -> MetadataJoin:
+def join_metadata(
+    metadata: Metadata | None, urls: Sequence[str], known_ids: Mapping[str, str] | None = None
+) -> MetadataJoin:
     """Which row says what of which slide.
 
     Args:
         metadata: The user's table, or None.
         urls: URLs of all slides.
+        known_ids: Ids that slides have already, by URL; they keep them unless ``metadata`` gives others.
     """
-    ids = {url: slide_id_of(url) for url in urls}
+    ids = {url: (known_ids or {}).get(url) or slide_id_of(url) for url in urls}
     if metadata is None:
         return MetadataJoin(ids)
     if metadata.by == "barcode":

@@ -188,6 +188,16 @@ class SlideTable(Sequence[SlideRow]):
             kept, added = _with_type(kept, name, kind), _with_type(added, name, kind)
         return SlideTable(pa.concat_tables([kept, added], promote_options="permissive"))
 
+    def without(self, slide_ids: Sequence[str]) -> SlideTable:
+        """This table without some slides."""
+        if not slide_ids:
+            return self
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        named = pc.is_in(self.arrow["id"], value_set=pa.array(slide_ids, pa.string()))
+        return SlideTable(self.arrow.filter(pc.invert(named)))
+
     def fingerprint(self) -> str:
         """Short hash of ids, sizes, versions, resolutions and foreground areas, in order."""
         digest = hashlib.sha256(f"{TABLE_VERSION} {len(self)}".encode())
