@@ -101,6 +101,24 @@ def test_a_file_half_written_is_never_seen_and_is_removed(one_slide: Path, tmp_p
     assert files_of(tmp_path / "c") == files_of(tmp_path / "clean")
 
 
+def test_a_changed_slide_that_was_half_indexed_anew_is_indexed_anew(tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    write_pyramid(slides / "a.svs", tissue_image(700, 600, 1))
+    index(slides, tmp_path / "c")
+    compute_foreground(str(tmp_path / "c"), progress=False)
+    before = files_of(tmp_path / "c")
+    write_pyramid(slides / "a.svs", tissue_image(700, 600, 2))
+    index(slides, tmp_path / "c")
+    after = files_of(tmp_path / "c")
+    # As if that run had been killed once the new tile table was written.
+    for name, data in before.items():
+        if not name.endswith("tiles.optt"):
+            (tmp_path / "c" / name).write_bytes(data)
+    assert index(slides, tmp_path / "c").done == 1
+    assert files_of(tmp_path / "c") == after
+
+
 def test_two_builds_at_once_leave_a_whole_catalog(one_slide: Path, tmp_path: Path) -> None:
     slides = copies(one_slide, tmp_path / "slides", [f"{k}.svs" for k in range(60)])
     index(slides, tmp_path / "clean")

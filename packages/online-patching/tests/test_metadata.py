@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_patching import Catalog
 from online_patching.jobs import index_cohort
@@ -46,6 +46,7 @@ def test_a_column_has_one_type_and_loses_nothing(texts: list[str], values: list[
     assert [type(value) for value in found] == [type(value) for value in values]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=6), max_size=5))
 def test_typing_never_fails_and_keeps_text_as_it_is(texts: list[str]) -> None:
     found = typed(texts)

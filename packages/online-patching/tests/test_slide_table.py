@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_patching.errors import CatalogError
 from online_patching.slide_row import Scalar, SlideRow
@@ -35,6 +36,7 @@ def row(slide_id: str, *, mpp: float | None = 0.25, area: float | None = None, *
 ids = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5), unique=True, max_size=30)
 
 
+@settings(deadline=None)
 @given(ids, st.text(max_size=5))
 def test_every_slide_is_found_and_no_other(slide_ids: list[str], other: str) -> None:
     table = SlideTable.from_rows(row(slide_id) for slide_id in slide_ids)
@@ -46,6 +48,7 @@ def test_every_slide_is_found_and_no_other(slide_ids: list[str], other: str) -> 
     assert (table.number_of(other) is not None) == (other in slide_ids)
 
 
+@settings(deadline=None)
 @given(ids, st.integers(0, 30))
 def test_a_table_made_in_parts_is_the_same_file(slide_ids: list[str], cut: int) -> None:
     rows = [
@@ -102,6 +105,13 @@ def test_the_fingerprint_sees_what_decides_a_stream(change: dict[str, object]) -
     assert SlideTable.from_rows(changed).fingerprint() != SlideTable.from_rows(rows).fingerprint()
     labelled = [replace(each, columns={"label": 1}) for each in rows]
     assert SlideTable.from_rows(labelled).fingerprint() == SlideTable.from_rows(rows).fingerprint()
+
+
+def test_a_table_travels_to_other_processes_once() -> None:
+    table = SlideTable.from_rows(row(f"slide {k}", label=k) for k in range(1000))
+    travelled = pickle.dumps(table)
+    assert list(pickle.loads(travelled)) == list(table)
+    assert len(travelled) < 1.1 * table.arrow.nbytes + 10_000
 
 
 def test_a_table_edited_by_hand_is_put_in_order_or_refused() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_patching.bytesource import ObjectInfo, PinnedObject
 from online_patching.errors import CatalogError
@@ -48,6 +48,7 @@ def look_up(data: bytes, front: TileTableFront, level: int, tile: int) -> tuple[
     return int(block.offset[place.entry]), int(block.length[place.entry])
 
 
+@settings(deadline=None)
 @given(
     grids=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 50)), min_size=1, max_size=3),
     scattered=st.booleans(),

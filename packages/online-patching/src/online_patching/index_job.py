@@ -20,7 +20,7 @@ from online_patching.errors import NotFoundError, PatchingError
 from online_patching.failures import Failure, failure_of
 from online_patching.index import SlideIndex, index_slide
 from online_patching.index_plan import IndexPlan, SlideTask, duplicate_of, with_user_facts
-from online_patching.slide_row import SlideRow, row_of
+from online_patching.slide_row import SlideRow, combined_info, row_of
 from online_patching.slide_table import SlideTable
 from online_patching.storage import Store, open_object
 from online_patching.stored_slide import read_stored_tiles
@@ -159,6 +159,9 @@ class IndexJob:
             objects = await self._pinned_objects(row)
         except PatchingError:
             # A tile table that cannot be read is made again.
+            return False
+        if combined_info(objects) != row.info:
+            # A run that was killed had begun to index the slide anew.
             return False
         infos = await asyncio.gather(*(self._store.open(each.url).info() for each in objects))
         return all(info == each.info for info, each in zip(infos, objects, strict=True))

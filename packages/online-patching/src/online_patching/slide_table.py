@@ -109,6 +109,9 @@ class SlideTable(Sequence[SlideRow]):
         pq.write_table(self.arrow.select(schema.names).cast(schema), sink, compression="zstd")
         return bytes(sink.getvalue().to_pybytes())
 
+    def __reduce__(self) -> tuple[type[SlideTable], tuple[pa.Table]]:
+        return SlideTable, (self.arrow,)
+
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
 
