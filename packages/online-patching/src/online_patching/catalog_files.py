@@ -36,7 +36,8 @@ from online_patching.storage import open_folder
 FORMAT_VERSION = 2
 ABOUT, SLIDES, FAILURES, PARTIAL = "catalog.json", "slides.parquet", "failures.parquet", ".partial"
 TILE_TABLE, FOREGROUND, SLIDE_ROW = "tiles.optt", "foreground.wkb", "slide.json"
-# Another job that cleans up may take a partial file away while it is written; then it is written again.
+# The folder of partial files is made when it turns out to be missing. Another job that cleans up may take it away while
+# a file is written there; then that is written again.
 WRITE_ATTEMPTS = 5
 
 
@@ -95,7 +96,6 @@ class CatalogFolder:
         partial = os.path.join(folder, uuid.uuid4().hex)  # noqa: PTH118
         for attempt in range(WRITE_ATTEMPTS):
             try:
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
                 os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
                 with open(partial, "wb") as file:  # noqa: PTH123
                     file.write(data)
@@ -104,6 +104,7 @@ class CatalogFolder:
             except FileNotFoundError:
                 if attempt + 1 == WRITE_ATTEMPTS:
                     raise
+                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
 
     def remove_partial_files(self) -> None:
         """Remove what a stopped job left half written."""
@@ -114,8 +115,8 @@ class CatalogFolder:
         if filesystem.exists(folder):
             try:
                 filesystem.rm(folder, recursive=True)
-            except FileNotFoundError:
-                return  # Another job was faster.
+            except OSError:
+                return  # Another job cleans up there, or writes: then it does so at its end.
 
     def exists(self) -> bool:
         """Whether a catalog of this format lies here; a folder without one is none.
