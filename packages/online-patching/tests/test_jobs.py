@@ -145,7 +145,7 @@ def test_a_table_that_is_written_many_times_on_the_way_loses_no_slide(
     monkeypatch.setattr(CatalogFolder, "write_table", write_table)
     monkeypatch.setattr("online_patching.index_job.CHECKPOINT_SLIDES", 2)
     index(slides, tmp_path / "c")
-    assert len(written) > 5
+    assert len(written) >= 3, "it was written at the end only"
     assert written == sorted(written)
     assert files_of(tmp_path / "c") == files_of(tmp_path / "clean")
 
