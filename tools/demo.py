@@ -67,14 +67,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--mpp", action="append", default=[], help="um/px for slides that state none: VALUE or ID=VALUE"
     )
-    parser.add_argument("--columns", type=Path, help="CSV with columns to add to the catalog")
+    parser.add_argument("--metadata", type=Path, help="CSV with columns to add to the catalog")
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "ssl" / "demo.yaml")
     parser.add_argument("--seeds", type=int, default=1, help="training seeds; the report shows mean and std over them")
     parser.add_argument("--output", type=Path, default=Path("demo"))
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds: got {arguments.seeds}, allowed at least 1")
-    for name in ("eval", "config", "columns"):
+    for name in ("eval", "config", "metadata"):
         path = getattr(arguments, name)
         if path is not None and not path.exists():
             parser.error(f"--{name} {path}: does not exist")
@@ -85,7 +85,7 @@ def _parse() -> argparse.Namespace:
 def _slides(arguments: argparse.Namespace) -> Iterator[tuple[list[str], Path | None]]:
     """Where the slides lie while the block runs, and the CSV of their columns."""
     if arguments.slides:
-        yield arguments.slides, arguments.columns
+        yield arguments.slides, arguments.metadata
         return
     folder = arguments.output / "slides"
     if not (folder / "slides.csv").exists():
@@ -105,7 +105,7 @@ def _index(arguments: argparse.Namespace, slides: list[str], columns: Path | Non
     catalog = arguments.output / "catalog"
     options: list[object] = [f"--mpp={value}" for value in arguments.mpp]
     if columns is not None:
-        options += ["--columns", columns]
+        options += ["--metadata", columns]
     # Exit code 1: some slides were left out, each by name; the catalog of the others is whole.
     code = _run("online-patching", "index", *slides, "--catalog", catalog, *options, "--foreground", accept=(0, 1))
     return code == 1

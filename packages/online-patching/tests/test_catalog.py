@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 from online_patching import Catalog, CatalogError, PatchRequest, SlideChangedError, open_slide
 from online_patching.bytesource import ByteRange
 from online_patching.jobs import compute_foreground, index_cohort
+from online_patching.storage import LocalSource
 from s3_server import S3Server
 from written_slides import tissue_image, write_pyramid
 
@@ -60,7 +62,7 @@ def test_indexing_again_does_only_what_is_new_or_changed(tmp_path: Path) -> None
     report = index_cohort(urls, url, progress=False)
     assert (report.done, report.kept) == (1, 2)
     assert compute_foreground(url, progress=False).done == 1
-    assert Catalog.open(url).row("y").header.levels[0].width_px == 520
+    assert Catalog.open(url).row("y").width_px == 520
 
 
 def test_a_stopped_job_keeps_the_slides_that_were_done(tmp_path: Path) -> None:
@@ -87,23 +89,16 @@ def test_one_bad_slide_does_not_stop_the_others(tmp_path: Path) -> None:
     assert len(Catalog.open(str(tmp_path / "c"))) == 1
 
 
-def test_two_slides_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match="given twice"):
-        index_cohort(
-            [str(tmp_path / "a" / "x.svs"), str(tmp_path / "b" / "x.svs")], str(tmp_path / "c"), progress=False
-        )
-
-
 def test_mpp_is_taken_from_the_user_where_it_is_missing(slide_folder: Path, tmp_path: Path) -> None:
     urls = [str(slide_folder / "no_mpp.svs"), str(slide_folder / "a.svs")]
     index_cohort(urls, str(tmp_path / "c"), progress=False)
-    assert Catalog.open(str(tmp_path / "c")).row("no_mpp").header.mpp is None
+    assert Catalog.open(str(tmp_path / "c")).row("no_mpp").mpp is None
     index_cohort(urls, str(tmp_path / "c"), mpp=0.4, progress=False)
     catalog = Catalog.open(str(tmp_path / "c"))
-    assert (catalog.row("no_mpp").header.mpp, catalog.row("a").header.mpp) == (0.4, 0.5)
+    assert (catalog.row("no_mpp").mpp, catalog.row("a").mpp) == (0.4, 0.5)
     index_cohort(urls, str(tmp_path / "d"), columns={"no_mpp": {"mpp": "0.3", "patient": "7"}}, progress=False)
     row = Catalog.open(str(tmp_path / "d")).row("no_mpp")
-    assert (row.header.mpp, row.columns) == (0.3, {"patient": "7"})
+    assert (row.mpp, row.columns) == (0.3, {"patient": "7"})
     assert index_cohort(urls, str(tmp_path / "d"), mpp={"no_mpp": -1.0}, progress=False).failures[0].slide == "no_mpp"
 
 
@@ -114,6 +109,10 @@ def test_errors_name_the_catalog_and_the_remedy(catalog_url: str, catalog: Catal
         Catalog.open(str(tmp_path))
     newer = tmp_path / "newer"
     shutil.copytree(catalog_url, newer)
+    (newer / "catalog.json").write_text(json.dumps({"format_version": 1}))
+    for use in (Catalog.open, lambda url: index_cohort([], url, progress=False)):
+        with pytest.raises(CatalogError, match=r"format_version 1 .* index the slides again into a new folder"):
+            use(str(newer))
     (newer / "catalog.json").write_text(json.dumps({"format_version": 99}))
     with pytest.raises(CatalogError, match="format_version 99"):
         Catalog.open(str(newer))
@@ -122,27 +121,40 @@ def test_errors_name_the_catalog_and_the_remedy(catalog_url: str, catalog: Catal
     assert json.loads((newer / "catalog.json").read_text()) == {"format_version": 99}, "a newer catalog was replaced"
 
 
-def test_a_look_up_reads_little_of_the_tile_table(tmp_path: Path) -> None:
+def test_a_look_up_reads_little_of_the_tile_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.svs"
     write_pyramid(path, tissue_image(6000, 4000, 1), tile=16, downsamples=(1,), compression=None)
     index_cohort([str(path)], str(tmp_path / "c"), progress=False)
     catalog = Catalog.open(str(tmp_path / "c"))
-    handle = catalog.handle("x")
     read: list[int] = []
-    source = handle.tiles.lookup._source  # type: ignore[attr-defined]
-    original = source.__class__.read_ranges
+    original = LocalSource.read_ranges
 
-    async def counted(self: object, ranges: Sequence[ByteRange], **kwargs: object) -> list[bytes]:
-        if self is source:
+    async def counted(self: LocalSource, ranges: Sequence[ByteRange], **kwargs: Any) -> list[bytes]:
+        if self.url.endswith("tiles.optt"):
             read.extend(length for _, length in ranges)
         return await original(self, ranges, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source.__class__, "read_ranges", counted)
-        catalog.read_patches([PatchRequest("x", 3000, 2000, 32, 0.5)])
-    assert 0 < sum(read) <= 16 * 1024
-    table = (tmp_path / "c" / "slides" / "x" / "tiles.optt").stat().st_size
-    assert table <= 5 * 375 * 250
+    monkeypatch.setattr(LocalSource, "read_ranges", counted)
+    catalog.read_patches([PatchRequest("x", 3000, 2000, 32, 0.5)])
+    assert 2 <= len(read) <= 5, "the front and one to four blocks"
+    assert sum(read) <= 16 * 1024
+    read.clear()
+    catalog.read_patches([PatchRequest("x", 3000, 2000, 32, 0.5)])
+    assert read == [], "what was read is kept"
+    folder = tmp_path / "c" / "slides" / "x"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 5 * 375 * 250
+
+
+def test_a_table_that_was_opened_before_a_slide_was_indexed_again_says_so(tmp_path: Path) -> None:
+    path, url = tmp_path / "x.svs", str(tmp_path / "c")
+    for tiles in (128, 64):
+        write_pyramid(path, tissue_image(900, 900, 1), tile=tiles)
+        index_cohort([str(path)], url, progress=False)
+        if tiles == 128:
+            opened = Catalog.open(url)
+    with pytest.raises(CatalogError, match="open the catalog again"):
+        opened.handle("x")
+    assert Catalog.open(url).header("x").levels[0].tile_width_px == 64
 
 
 def test_a_catalog_travels_to_other_processes(catalog: Catalog) -> None:
@@ -159,9 +171,14 @@ def test_a_catalog_in_a_bucket_holds_no_credentials(s3_server: S3Server, slide_f
     compute_foreground("s3://catalogs/one", storage_options=options, progress=False)
     catalog = Catalog.open("s3://catalogs/one", storage_options=options)
     assert catalog.read_patches([PatchRequest("a", 300, 200, 96, 1.0)])[0].shape == (96, 96, 3)
+    again = index_cohort([f"{slides}/a.svs"], "s3://catalogs/one", storage_options=options, progress=False)
+    assert (again.done, again.kept, again.failures) == (0, 1, ())
     client = s3_server.client()
     keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="catalogs")["Contents"]]
-    assert len(keys) == 5
+    assert sorted(keys) == sorted(
+        ["one/catalog.json", "one/failures.parquet", "one/slides.parquet"]
+        + [f"one/slides/a/{name}" for name in ("foreground.wkb", "slide.json", "tiles.optt")]
+    )
     for key in keys:
         body = client.get_object(Bucket="catalogs", Key=key)["Body"].read()
         assert options["secret"].encode() not in body

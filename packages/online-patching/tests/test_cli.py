@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
     catalog = str(tmp_path / "catalog")
     columns = tmp_path / "columns.csv"
     columns.write_text("file,patient,mpp\na.svs,p1,\nno_mpp.svs,p2,\n")
-    assert main(["index", str(slide_folder), "--catalog", catalog, "--columns", str(columns), "--foreground"]) == 0
+    assert main(["index", str(slide_folder), "--catalog", catalog, "--metadata", str(columns), "--foreground"]) == 0
     shown = capsys.readouterr()
     assert "indexed 4 slides" in shown.out
     assert "slide no_mpp: no mpp in its headers" in shown.err
@@ -22,7 +23,16 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
     assert main(["index", str(slide_folder), "--catalog", catalog, "--mpp", "no_mpp=0.5"]) == 0
     assert "no mpp" not in capsys.readouterr().err
     assert main(["info", "--catalog", catalog]) == 0
-    assert "no_mpp: aperio, 600 x 600 px, 2 levels, 0.5 um/px" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "4 slides" in shown
+    assert "formats: aperio (4)" in shown
+    assert "um/px of level 0: 0.25 (1), 0.26 (1), 0.50 (2)" in shown
+    assert main(["info", "--catalog", catalog, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["slides"], facts["vendors"], facts["failures"]) == (4, {"aperio": 4}, [])
+    assert facts["slides_with_foreground"] == 4
+    assert main(["info", "--catalog", catalog, "--slide", "no_mpp"]) == 0
+    assert "no_mpp: aperio, 0.5 um/px\n  level 0: 600 x 600 px" in capsys.readouterr().out
     assert main(["info", str(slide_folder / "c.svs")]) == 0
     assert "level 1" in capsys.readouterr().out
 
@@ -43,9 +53,9 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
         (["index", "{empty}", "--catalog", "{out}"], "no slides found"),
         (["index", "{bad}", "--catalog", "{out}"], "none of 1 slides could be indexed"),
         (["index", "{good}", "--catalog", "{out}", "--mpp", "x=y"], "in um per pixel"),
-        (["index", "{good}", "--catalog", "{out}", "--columns", "{none}"], "cannot be read"),
+        (["index", "{good}", "--catalog", "{out}", "--metadata", "{none}"], "cannot be read"),
         (["foreground", "--catalog", "{empty}"], "no catalog there"),
-        (["info"], "either a slide or --catalog"),
+        (["info"], "either a slide's URL, or --catalog"),
         (["bench", "--catalog", "{none}"], "no catalog there"),
     ],
 )
@@ -66,6 +76,29 @@ def test_mistakes_end_in_one_line(
     shown = capsys.readouterr().err
     assert reason in shown
     assert "Traceback" not in shown
+
+
+def test_a_folder_that_is_not_there_does_not_stop_the_others(
+    slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slides").mkdir()
+    shutil.copy(slide_folder / "a.svs", tmp_path / "slides")
+    command = ["index", str(tmp_path / "slides"), str(tmp_path / "none"), "--catalog", str(tmp_path / "c")]
+    assert main(command) == 1
+    assert f"left out {tmp_path / 'none'}: no such folder" in capsys.readouterr().err
+    assert len(Catalog.open(str(tmp_path / "c"))) == 1
+
+
+def test_metadata_experimental_and_workers_reach_the_catalog(
+    slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.csv").write_text("id,label\nno_mpp,3\nnobody,4\n")
+    command = ["index", str(slide_folder), "--catalog", str(tmp_path / "c"), "--metadata", str(tmp_path / "m.csv")]
+    options = ["--workers", "2", "--experimental", "--assume-mpp-from-magnification"]
+    assert main([*command, *options]) == 0
+    assert "metadata: 1 rows fit no slide, such as 'nobody'" in capsys.readouterr().err
+    row = Catalog.open(str(tmp_path / "c")).row("no_mpp")
+    assert (row.columns, row.mpp, row.mpp_source, row.experimental) == ({"label": 3}, 0.5, "assumed", True)
 
 
 def test_a_bad_slide_among_good_ones_is_named_and_told_by_the_exit_code(

@@ -65,7 +65,7 @@ def test_patches_are_what_the_slides_hold(catalog: Catalog) -> None:
         assert patch["image"].dtype == np.uint8
         assert patch["image"].flags.c_contiguous
         assert patch["patient"] == f"p-{patch['slide_id']}"
-        base = catalog.row(patch["slide_id"]).header.mpp
+        base = catalog.row(patch["slide_id"]).mpp
         assert base is not None
         side = 64 * patch["mpp"] / base
         box = shapely.box(

@@ -30,3 +30,12 @@ class BoundedCache(Generic[K, V]):
         while len(self._values) > self._capacity:
             self._values.popitem(last=False)
         return value
+
+    def peek(self, key: K) -> V | None:
+        """The kept value, or None; for callers that cannot make it at once."""
+        try:
+            value = self._values.pop(key)
+        except KeyError:
+            return None
+        self._values[key] = value
+        return value

@@ -1,75 +1,38 @@
 """How does a user read a whole cohort?
 
-``Catalog.open(url)`` reads one table; slides, their byte ranges and their polygons are read when they are used and only
-as far as they are used, so memory does not grow with the number of tiles in the cohort.
+``Catalog.open(url)`` reads one table; a slide's header, its byte ranges and its polygons are read when they are used
+and only as far as they are used, so memory does not grow with the number of tiles in the cohort.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import shapely
 
 from online_patching import loop
-from online_patching.bytesource import ByteRange, ByteSource
 from online_patching.cache import BoundedCache
-from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder, SlideRow
+from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder
 from online_patching.decode import Pixels
 from online_patching.errors import CatalogError, CorruptTileError
-from online_patching.formats.header import TileRanges
+from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelPolicy
 from online_patching.plan import PatchRequest, patch_window
 from online_patching.reader import SlideHandle, WindowRequest, open_handle, read_windows
 from online_patching.slide import Slide
+from online_patching.slide_row import SlideRow, combined_info
+from online_patching.slide_table import SlideTable
 from online_patching.storage import Store, open_object
-from online_patching.tiletable import (
-    BLOCK_TILES,
-    HEAD_BYTES,
-    TileTableDirectory,
-    decode_block,
-    decode_directory,
-    directory_length,
-)
+from online_patching.stored_slide import read_stored_tiles
 
-# Slides whose directory and blocks, or polygon, are kept; a stream touches far fewer at a time.
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Slides whose front and blocks, or polygon, are kept; a stream touches far fewer at a time.
 KEPT_SLIDES = 512
-KEPT_BLOCKS = 64
-
-
-class StoredLookup:
-    """Byte ranges of a slide's tiles, read from its tile table by blocks."""
-
-    def __init__(self, source: ByteSource) -> None:
-        self._source = source
-        self._directory: TileTableDirectory | None = None
-        self._blocks: OrderedDict[tuple[int, int], TileRanges] = OrderedDict()
-
-    async def ranges(self, level: int, tiles: Sequence[int]) -> list[ByteRange]:
-        """(start, length) of each tile."""
-        directory = await self._read_directory()
-        wanted = sorted({tile // BLOCK_TILES for tile in tiles})
-        blocks = {block: self._blocks[level, block] for block in wanted if (level, block) in self._blocks}
-        missing = [block for block in wanted if block not in blocks]
-        if missing:
-            bodies = await self._source.read_ranges([directory.block_range(level, block) for block in missing])
-            for block, body in zip(missing, bodies, strict=True):
-                blocks[block] = self._blocks[level, block] = decode_block(body, self._source.url)
-            while len(self._blocks) > KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
-        places = [(blocks[tile // BLOCK_TILES], tile % BLOCK_TILES) for tile in tiles]
-        return [(int(block.offset[k]), int(block.length[k])) for block, k in places]
-
-    async def _read_directory(self) -> TileTableDirectory:
-        if self._directory is None:
-            name = self._source.url
-            (head,) = await self._source.read_ranges([(0, HEAD_BYTES)])
-            levels, length = directory_length(head, name)
-            (packed,) = await self._source.read_ranges([(HEAD_BYTES, length)])
-            self._directory = decode_directory(packed, levels, name)
-        return self._directory
 
 
 class Catalog:
@@ -78,18 +41,19 @@ class Catalog:
     Attributes:
         url: Folder of the catalog.
         shown_url: The same without credentials, for messages.
-        rows: One row a slide, in order of their ids.
+        rows: The slide table: a sequence of rows in order of their ids.
+        folder: Reads the catalog's files.
     """
 
     def __init__(
-        self, folder: CatalogFolder, rows: Sequence[SlideRow], *, slide_storage_options: Mapping[str, Any] | None = None
+        self, folder: CatalogFolder, rows: SlideTable, *, slide_storage_options: Mapping[str, Any] | None = None
     ) -> None:
         self.url = folder.url
         self.shown_url = folder.shown_url
-        self.rows = tuple(rows)
-        self._folder = folder
+        self.rows = rows
+        self.folder = folder
         self._slide_options = dict(folder.storage_options if slide_storage_options is None else slide_storage_options)
-        self._numbers = {row.id: k for k, row in enumerate(self.rows)}
+        self._fingerprint: str | None = None
         self._handles: BoundedCache[str, SlideHandle] = BoundedCache(KEPT_SLIDES)
         self._polygons: BoundedCache[str, shapely.Geometry] = BoundedCache(KEPT_SLIDES)
 
@@ -113,10 +77,10 @@ class Catalog:
             StorageError: The store cannot be reached.
         """
         folder = CatalogFolder(str(url), storage_options)
-        return cls(folder, folder.read_rows(), slide_storage_options=slide_storage_options)
+        return cls(folder, folder.read_table(), slide_storage_options=slide_storage_options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": (self.url, self._folder.storage_options), "rows": self.rows, "options": self._slide_options}
+        return {"folder": (self.url, self.folder.storage_options), "rows": self.rows, "options": self._slide_options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Connections and caches belong to a process: the copy makes its own.
@@ -132,36 +96,76 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog {self.shown_url}: {len(self)} slides>"
 
+    def table(self) -> pa.Table:
+        """The slide table as an Arrow table (``.to_pandas()`` makes it a data frame): the user's columns come last."""
+        return self.rows.arrow
+
     def row(self, slide_id: str) -> SlideRow:
         """The row of one slide.
 
         Raises:
             CatalogError: No such slide.
         """
-        if slide_id not in self._numbers:
+        return self.rows[self._number(slide_id)]
+
+    def _number(self, slide_id: str) -> int:
+        number = self.rows.number_of(slide_id)
+        if number is None:
             known = ", ".join(row.id for row in self.rows[:5]) + (", ..." if len(self) > 5 else "")
             raise CatalogError(f"{self.shown_url}: no slide {slide_id!r} among {len(self)} ({known})")
-        return self.rows[self._numbers[slide_id]]
+        return number
+
+    def values(self, slide_id: str, columns: Sequence[str]) -> dict[str, Any]:
+        """Some columns of one slide, the catalog's own or the user's.
+
+        Raises:
+            CatalogError: No such slide.
+        """
+        number = self._number(slide_id)
+        return {name: self.rows.value(number, name) for name in columns}
 
     def fingerprint(self) -> str:
         """Short hash of what determines a stream: ids, versions, resolutions and foreground areas, in order."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            facts = (row.id, row.info.size, row.info.version, row.header.mpp, row.foreground_area_level0_px2)
-            digest.update(repr(facts).encode())
-        return digest.hexdigest()[:16]
+        if self._fingerprint is None:
+            self._fingerprint = self.rows.fingerprint()
+        return self._fingerprint
 
     def slide(self, slide_id: str) -> Slide:
-        """One slide, without reading its headers again."""
+        """One slide, without reading the headers of its file again."""
         return Slide(self.handle(slide_id), slide_id=slide_id)
 
-    def handle(self, slide_id: str) -> SlideHandle:
-        """What the reader needs of a slide; kept while it is in use."""
-        return self._handles.get(slide_id, lambda: self._open_handle(self.row(slide_id)))
+    def header(self, slide_id: str) -> SlideHeader:
+        """Levels, encodings, properties and resolution of one slide."""
+        return self.handle(slide_id).header
 
-    def _open_handle(self, row: SlideRow) -> SlideHandle:
-        table = open_object(self._folder.slide_url(row.id, TILE_TABLE), self._folder.storage_options)
-        return open_handle(Store(self._slide_options), row.objects, row.header, StoredLookup(table))
+    def handle(self, slide_id: str) -> SlideHandle:
+        """What the reader needs of a slide; read from the catalog once, and kept while it is in use.
+
+        Raises:
+            CatalogError: No such slide, or its tile table is damaged or newer than this table.
+            StorageError: The tile table cannot be read.
+        """
+        kept = self._handles.peek(slide_id)
+        return kept if kept is not None else loop.run(self._read_handle(slide_id))
+
+    async def ahandle(self, slide_id: str) -> SlideHandle:
+        """Async twin of ``handle``."""
+        kept = self._handles.peek(slide_id)
+        return kept if kept is not None else await loop.on_loop(self._read_handle(slide_id))
+
+    async def _read_handle(self, slide_id: str) -> SlideHandle:
+        kept = self._handles.peek(slide_id)
+        if kept is not None:
+            return kept
+        row = self.row(slide_id)
+        table = open_object(self.folder.slide_url(row, TILE_TABLE), self.folder.storage_options)
+        stored = await read_stored_tiles(table, row.front_bytes)
+        front = stored.front
+        if combined_info(front.objects) != row.info:
+            raise CatalogError(f"{self.shown_url}: slide {slide_id} was indexed anew since; open the catalog again")
+        header = replace(front.header, mpp=row.mpp)
+        made = open_handle(Store(self._slide_options), front.objects, header, stored)
+        return self._handles.get(slide_id, lambda: made)
 
     def foreground(self, slide_id: str) -> shapely.Geometry:
         """Foreground of a slide in level-0 pixels, prepared for fast tests; read once while in use.
@@ -178,7 +182,7 @@ class Catalog:
                 f" --catalog {self.shown_url}`"
             )
         try:
-            polygon = shapely.from_wkb(self._folder.read_slide_file(row.id, FOREGROUND))
+            polygon = shapely.from_wkb(self.folder.read_slide_file(row, FOREGROUND))
         except shapely.errors.ShapelyError as error:
             raise CatalogError(f"{self.shown_url}: the foreground of {row.id} is damaged ({error})") from error
         shapely.prepare(polygon)
@@ -216,9 +220,11 @@ class Catalog:
         self, requests: Sequence[PatchRequest], *, policy: LevelPolicy = "finer", enlarge: bool = False
     ) -> list[Pixels | CorruptTileError]:
         """Like ``aread_patches`` on the package's own loop, with the error in the place of a patch it spoils."""
+        slide_ids = list(dict.fromkeys(request.slide_id for request in requests))
+        handles = dict(zip(slide_ids, await asyncio.gather(*map(self._read_handle, slide_ids)), strict=True))
         windows = []
         for request in requests:
-            handle = self.handle(request.slide_id)
+            handle = handles[request.slide_id]
             window = patch_window(request, handle.header, policy=policy, enlarge=enlarge)
             windows.append(WindowRequest(handle, window, request.size_px))
         return await read_windows(windows)

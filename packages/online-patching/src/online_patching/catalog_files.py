@@ -2,70 +2,43 @@
 
 ::
 
-    catalog.json                 format_version
-    slides.parquet               one row a slide: everything but byte ranges and polygons
-    slides/<id>/slide.json       the same row, written last: the mark that the slide is indexed
-    slides/<id>/tiles.optt       byte ranges of its tiles (tiletable)
+    catalog.json                 format_version; written first
+    slides.parquet               one row a slide (slide_table): all that is known without opening it
+    failures.parquet             one row a slide that could not be indexed, with its reason
+    slides/<id>/tiles.optt       its header and the byte ranges of its tiles (tiletable)
     slides/<id>/foreground.wkb   polygons in level-0 pixels
+    slides/<id>/slide.json       its row, written last: the mark that the slide is done
+    .partial/                    files being written to a disk; a stopped job may leave some, the next one removes them
 
 Each slide is a folder of its own, so that slides are indexed in parallel and a stopped job loses none that was done;
 ``slides.parquet`` gathers the rows, so that opening a catalog reads one file.
+
+Every file appears whole or not at all. Two jobs on one catalog do not damage it: they write the same slides' files
+with the same content, and of ``slides.parquet`` the last one written holds; slides that it lacks are taken up from
+their ``slide.json`` when they are indexed again, without reading them.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from online_patching.bytesource import ObjectInfo, PinnedObject, join_url, local_path, shown_url, storage_error
-from online_patching.errors import CatalogError, NotFoundError
-from online_patching.formats.header import Codec, Colour, SlideHeader, TileEncoding
-from online_patching.geometry import LevelGeometry
+from online_patching.bytesource import join_url, local_path, shown_url, storage_error
+from online_patching.errors import CatalogError, NotFoundError, StorageError
+from online_patching.slide_row import SlideRow, row_from_json, row_to_json
+from online_patching.slide_table import SlideTable
 from online_patching.storage import open_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+ABOUT, SLIDES, FAILURES, PARTIAL = "catalog.json", "slides.parquet", "failures.parquet", ".partial"
 TILE_TABLE, FOREGROUND, SLIDE_ROW = "tiles.optt", "foreground.wkb", "slide.json"
-
-Scalar = str | int | float | bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class SlideRow:
-    """One row of the slide table.
-
-    Attributes:
-        id: Unique in the catalog.
-        url: Where the slide lies.
-        objects: The slide's objects with the size and version that are pinned; most formats have one.
-        header: Levels, encodings, mpp (as overridden by the user, where they did).
-        foreground_area_level0_px2: Area of the foreground in square level-0 pixels, or None where not computed yet.
-        columns: The user's columns (patient, label, split, ...).
-    """
-
-    id: str
-    url: str
-    objects: tuple[PinnedObject, ...]
-    header: SlideHeader
-    foreground_area_level0_px2: float | None = None
-    columns: dict[str, Scalar] = field(default_factory=dict)
-
-    @property
-    def info(self) -> ObjectInfo:
-        """Size and version of the (first) object."""
-        return self.objects[0].info
-
-    @property
-    def foreground_area_mm2(self) -> float | None:
-        """Area of the foreground, or None where it or the mpp is not known."""
-        if self.foreground_area_level0_px2 is None or self.header.mpp is None:
-            return None
-        return self.foreground_area_level0_px2 * self.header.mpp**2 / 1e6
+# The folder of partial files is made when it turns out to be missing. Another job that cleans up may take it away while
+# a file is written there; then that is written again.
+WRITE_ATTEMPTS = 5
 
 
 class CatalogFolder:
@@ -76,182 +49,170 @@ class CatalogFolder:
         self.shown_url = shown_url(url)
         self.storage_options = dict(storage_options or {})
 
-    def slide_url(self, slide_id: str, name: str) -> str:
+    def slide_folder(self, slide_id: str, folder: str | None = None) -> str:
+        """URL of the folder of a slide's files; ``folder`` as in the slide table."""
+        if folder is None:
+            return join_url(self.url, "slides", _folder_name(slide_id))
+        return folder if "://" in folder or folder.startswith("/") else join_url(self.url, folder)
+
+    def slide_url(self, row: SlideRow, name: str) -> str:
         """URL of one file of a slide."""
-        return join_url(self.url, "slides", quote(slide_id, safe=" "), name)
+        return join_url(self.slide_folder(row.id, row.folder), name)
 
     def read(self, *names: str) -> bytes:
-        """A whole small file.
+        """A whole small file of the catalog.
 
         Raises:
             NotFoundError: It does not exist.
             StorageError: The store failed.
         """
-        filesystem, root = open_folder(self.url, self.storage_options)
+        return self.read_url(join_url(self.url, *names))
+
+    def read_url(self, url: str) -> bytes:
+        """A whole small file, by its URL."""
+        filesystem, path = open_folder(url, self.storage_options)
         try:
-            return bytes(filesystem.cat_file(join_url(root, *names)))
+            return bytes(filesystem.cat_file(path))
         except Exception as error:
-            raise storage_error(join_url(self.url, *names), error) from error
+            raise storage_error(url, error) from error
 
     def write(self, data: bytes, *names: str) -> None:
         """Write a file so that nobody ever sees a part of it (stores put whole objects, disks rename)."""
-        filesystem, root = open_folder(self.url, self.storage_options)
-        path = join_url(root, *names)
+        self.write_url(data, join_url(self.url, *names))
+
+    def write_url(self, data: bytes, url: str) -> None:
+        """The same, by the file's URL."""
+        filesystem, path = open_folder(url, self.storage_options)
         try:
             if local_path(self.url) is None:
                 filesystem.pipe_file(path, data)
-                return
-            filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-            partial = f"{path}.{uuid.uuid4().hex}.partial"
-            filesystem.pipe_file(partial, data)
-            os.replace(partial, path)
+            else:
+                self._write_local(data, path)
         except Exception as error:
-            raise storage_error(join_url(self.url, *names), error) from error
+            raise storage_error(url, error) from error
 
-    def read_rows(self) -> list[SlideRow]:
-        """All rows of the slide table.
+    def _write_local(self, data: bytes, path: str) -> None:
+        folder = open_folder(join_url(self.url, PARTIAL))[1]
+        partial = os.path.join(folder, uuid.uuid4().hex)  # noqa: PTH118
+        for attempt in range(WRITE_ATTEMPTS):
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+                with open(partial, "wb") as file:  # noqa: PTH123
+                    file.write(data)
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:
+                if attempt + 1 == WRITE_ATTEMPTS:
+                    raise
+                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+
+    def remove_partial_files(self) -> None:
+        """Remove what a stopped job left half written."""
+        path = local_path(self.url)
+        if path is None:
+            return
+        filesystem, folder = open_folder(join_url(self.url, PARTIAL))
+        if filesystem.exists(folder):
+            try:
+                filesystem.rm(folder, recursive=True)
+            except OSError:
+                return  # Another job cleans up there, or writes: then it does so at its end.
+
+    def exists(self) -> bool:
+        """Whether a catalog of this format lies here; a folder without one is none.
 
         Raises:
-            CatalogError: No catalog there, or one of a newer format.
+            CatalogError: A catalog of another format, or a damaged one.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         try:
-            about = json.loads(self.read("catalog.json"))
-            table = pq.read_table(pa.BufferReader(self.read("slides.parquet")))
-        except NotFoundError as error:
+            about = json.loads(self.read(ABOUT))
+        except NotFoundError:
+            return False
+        except ValueError as error:
             raise CatalogError(
-                f"{self.shown_url}: no catalog there ({error}); make one with `online-patching index SLIDES --catalog"
-                f" {self.shown_url}`"
+                f"{self.shown_url}: catalog.json is damaged ({error}); index into a new folder"
             ) from error
-        except (ValueError, pa.ArrowException) as error:
-            raise CatalogError(f"{self.shown_url}: the catalog is damaged ({error}); index the slides again") from error
         _check_version(about, self.shown_url)
-        return [row_from_json(json.loads(text)) for text in table["record"].to_pylist()]
+        return True
 
-    def write_rows(self, rows: Iterable[SlideRow]) -> None:
-        """Write the slide table, and with it the mark that the folder is a catalog."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def create(self) -> None:
+        """Write the mark that this folder is a catalog."""
+        self.write(json.dumps({"format_version": FORMAT_VERSION}).encode(), ABOUT)
 
-        ordered = sorted(rows, key=lambda row: row.id)
-        user_columns = sorted({name for row in ordered for name in row.columns})
-        data: dict[str, Any] = {
-            "id": [row.id for row in ordered],
-            "url": [row.url for row in ordered],
-            "size": [row.info.size for row in ordered],
-            "version": [row.info.version for row in ordered],
-            "vendor": [row.header.vendor for row in ordered],
-            "mpp": pa.array([row.header.mpp for row in ordered], pa.float64()),
-            "levels": [len(row.header.levels) for row in ordered],
-            "foreground_area_mm2": pa.array([row.foreground_area_mm2 for row in ordered], pa.float64()),
-        }
-        # User columns may mix types between slides (a label that is 1 here and "1" there): text is the common ground.
-        for name in user_columns:
-            data[name] = [None if row.columns.get(name) is None else str(row.columns[name]) for row in ordered]
-        data["record"] = [json.dumps(row_to_json(row)) for row in ordered]
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(data), sink, compression="zstd")
-        self.write(sink.getvalue().to_pybytes(), "slides.parquet")
-        self.write(json.dumps({"format_version": FORMAT_VERSION}).encode(), "catalog.json")
+    def read_table(self) -> SlideTable:
+        """The slide table.
+
+        Raises:
+            CatalogError: No catalog there, or one of another format.
+        """
+        remedy = f"make one with `online-patching index SLIDES --catalog {self.shown_url}`"
+        if not self.exists():
+            raise CatalogError(f"{self.shown_url}: no catalog there; {remedy}")
+        try:
+            return SlideTable.from_parquet(self.read(SLIDES), self.shown_url)
+        except NotFoundError as error:
+            raise CatalogError(f"{self.shown_url}: indexing was stopped before its first slides; {remedy}") from error
+
+    def write_table(self, table: SlideTable) -> None:
+        """Write the slide table."""
+        self.write(table.to_parquet(), SLIDES)
 
     def read_slide_row(self, slide_id: str) -> SlideRow | None:
         """The row that a slide's own folder holds, or None where the slide is not (wholly) indexed."""
+        url = join_url(self.slide_folder(slide_id), SLIDE_ROW)
         try:
-            record = json.loads(self.read_slide_file(slide_id, SLIDE_ROW))
-        except NotFoundError:
+            record = json.loads(self.read_url(url))
+            if record.pop("format_version") != FORMAT_VERSION:
+                return None
+            return row_from_json(record, url)
+        except (NotFoundError, CatalogError, ValueError, KeyError, AttributeError):
+            # What cannot be read is made again.
             return None
-        except ValueError as error:
-            raise CatalogError(f"{self.shown_url}: slide.json of {slide_id} is damaged; delete that folder") from error
-        return row_from_json(record)
-
-    def read_slide_file(self, slide_id: str, name: str) -> bytes:
-        """One file of a slide's folder."""
-        return self.read("slides", quote(slide_id, safe=" "), name)
-
-    def write_slide_file(self, slide_id: str, name: str, data: bytes) -> None:
-        """Write one file of a slide's folder."""
-        self.write(data, "slides", quote(slide_id, safe=" "), name)
 
     def write_slide_row(self, row: SlideRow) -> None:
         """Write a slide's own row, which marks it as done."""
-        self.write_slide_file(row.id, SLIDE_ROW, json.dumps(row_to_json(row)).encode())
+        record = {"format_version": FORMAT_VERSION, **row_to_json(row)}
+        self.write_slide_file(row, SLIDE_ROW, json.dumps(record, sort_keys=True).encode())
+
+    def read_slide_file(self, row: SlideRow, name: str) -> bytes:
+        """One file of a slide's folder."""
+        return self.read_url(self.slide_url(row, name))
+
+    def write_slide_file(self, row: SlideRow, name: str, data: bytes) -> None:
+        """Write one file of a slide's folder."""
+        self.write_url(data, self.slide_url(row, name))
+
+    def remove_slide_file(self, row: SlideRow, name: str) -> None:
+        """Remove one file of a slide's folder, where it exists."""
+        url = self.slide_url(row, name)
+        filesystem, path = open_folder(url, self.storage_options)
+        try:
+            filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            failure = storage_error(url, error)
+            if not isinstance(failure, NotFoundError):
+                raise StorageError(str(failure)) from error
+
+
+def _folder_name(slide_id: str) -> str:
+    name = quote(slide_id, safe=" ")
+    # A name of dots only would be another folder.
+    return name.replace(".", "%2E") if set(name) == {"."} else name
 
 
 def _check_version(about: Any, url: str) -> None:
     version = about.get("format_version") if isinstance(about, dict) else None
     if not isinstance(version, int):
-        raise CatalogError(f"{url}: catalog.json has no format_version; index the slides again")
+        raise CatalogError(f"{url}: catalog.json has no format_version; index the slides again into a new folder")
     if version > FORMAT_VERSION:
         raise CatalogError(
-            f"{url}: catalog format_version {version}, this version of online-patching reads up to {FORMAT_VERSION};"
+            f"{url}: catalog format_version {version}, this version of online-patching reads {FORMAT_VERSION};"
             " upgrade online-patching"
         )
-
-
-def row_to_json(row: SlideRow) -> dict[str, Any]:
-    """A row as plain JSON values."""
-    header = row.header
-    return {
-        "format_version": FORMAT_VERSION,
-        "id": row.id,
-        "url": row.url,
-        "objects": [[each.url, each.info.size, each.info.version] for each in row.objects],
-        "level_objects": list(header.level_objects),
-        "vendor": header.vendor,
-        "mpp": header.mpp,
-        "levels": [asdict(level) for level in header.levels],
-        "encodings": [
-            {
-                "codec": encoding.codec.value,
-                "colour": encoding.colour.value,
-                "jpeg_tables": base64.b64encode(encoding.jpeg_tables).decode(),
-                "predictor": encoding.predictor,
-                "jpeg_header": base64.b64encode(encoding.jpeg_header).decode(),
-            }
-            for encoding in header.encodings
-        ],
-        "properties": header.properties,
-        "foreground_area_level0_px2": row.foreground_area_level0_px2,
-        "columns": row.columns,
-    }
-
-
-def row_from_json(record: dict[str, Any]) -> SlideRow:
-    """The row of ``row_to_json``.
-
-    Raises:
-        CatalogError: A newer format, or missing and unknown values.
-    """
-    name = str(record.get("id", "a slide"))
-    _check_version(record, name)
-    try:
-        encodings = tuple(
-            TileEncoding(
-                Codec(e["codec"]),
-                Colour(e["colour"]),
-                base64.b64decode(e["jpeg_tables"]),
-                e["predictor"],
-                base64.b64decode(e["jpeg_header"]),
-            )
-            for e in record["encodings"]
+    if version < FORMAT_VERSION:
+        raise CatalogError(
+            f"{url}: catalog format_version {version} is of an earlier online-patching, this one reads"
+            f" {FORMAT_VERSION}; index the slides again into a new folder"
         )
-        header = SlideHeader(
-            vendor=record["vendor"],
-            mpp=record["mpp"],
-            levels=tuple(LevelGeometry(**level) for level in record["levels"]),
-            encodings=encodings,
-            properties=record["properties"],
-            level_objects=tuple(record["level_objects"]),
-        )
-        objects = tuple(PinnedObject(url, ObjectInfo(size, version)) for url, size, version in record["objects"])
-        area = record["foreground_area_level0_px2"]
-        return SlideRow(record["id"], record["url"], objects, header, area, record["columns"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CatalogError(f"catalog row of {name} is damaged ({error}); index the slide again") from error
-
-
-def with_mpp(row: SlideRow, mpp: float) -> SlideRow:
-    """The row with another resolution of level 0."""
-    return replace(row, header=replace(row.header, mpp=mpp))

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from online_patching.catalog import Catalog
-from online_patching.catalog_files import Scalar
 from online_patching.errors import CatalogError, PatchingError
-from online_patching.jobs import JobReport, compute_foreground, failed_lines, index_cohort, slide_id_of
+from online_patching.failures import failed_lines
+from online_patching.info import catalog_info, catalog_lines, slide_info, slide_lines
+from online_patching.jobs import INDEX_WORKERS, JobReport, compute_foreground, index_cohort
 from online_patching.listing import list_slides
+from online_patching.metadata import read_metadata
 from online_patching.preview import preview
 from online_patching.slide import open_slide
 from online_patching.stream import PatchStream
 
 BENCH_FORMAT_VERSION = 1
+# So many slides are named where many share a fault; of the others the number is told.
+NAMED_SLIDES = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PatchingError, ValueError) as error:
         print(f"online-patching {parsed.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"online-patching {parsed.command}: stopped; run it again to go on where it stopped", file=sys.stderr)
+        return 130
     return code
 
 
@@ -50,14 +57,26 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--mpp", action="append", default=[], metavar="UM or ID=UM", help="um/px of level 0 (see README)"
     )
-    index.add_argument("--columns", type=Path, help="CSV with a column 'id' or 'file' and the columns to add")
+    index.add_argument(
+        "--assume-mpp-from-magnification",
+        action="store_true",
+        help="where nothing states the um/px, take 10 / magnification (40x: 0.25)",
+    )
+    index.add_argument(
+        "--metadata", type=Path, help="CSV with a column 'file', 'id' or of TCGA barcodes, and the columns to add"
+    )
+    index.add_argument("--workers", type=int, default=INDEX_WORKERS, help="slides worked on at a time")
+    index.add_argument("--experimental", action="store_true", help="index experimental formats too (see README)")
     index.add_argument("--foreground", action="store_true", help="find the foreground as well")
 
     foreground = _command(commands, "foreground", _foreground, "find the foreground of the catalog's slides")
     foreground.add_argument("--redo", action="store_true", help="also of slides that have one")
 
     info = _command(commands, "info", _info, "what a catalog or a slide holds", catalog_required=False)
-    info.add_argument("slide", nargs="?", help="a slide's path or URL instead of a catalog")
+    info.add_argument("url", nargs="?", help="a slide's path or URL instead of a catalog")
+    info.add_argument("--slide", metavar="ID", help="one slide of the catalog")
+    info.add_argument("--experimental", action="store_true", help="open experimental formats too (see README)")
+    info.add_argument("--json", action="store_true", help="as JSON")
 
     look = _command(commands, "preview", _preview, "a picture of foreground and patches")
     look.add_argument("--output", type=Path, default=Path("preview.png"))
@@ -100,14 +119,24 @@ def _json_object(text: str) -> dict[str, Any]:
 def _index(arguments: argparse.Namespace) -> int:
     slide_options = arguments.slide_storage_options
     options = arguments.storage_options if slide_options is None else slide_options
+    # A mistake in these shows before anything is listed.
+    metadata = read_metadata(arguments.metadata) if arguments.metadata else None
+    mpp = _read_mpp(arguments.mpp)
+    listed, unlisted = _list_all(arguments.slides, options)
     report = index_cohort(
-        itertools.chain.from_iterable(list_slides(slides, options) for slides in arguments.slides),
+        itertools.chain.from_iterable(listed.values()),
         arguments.catalog,
         storage_options=arguments.storage_options,
         slide_storage_options=slide_options,
-        columns=_read_columns(arguments.columns) if arguments.columns else None,
-        mpp=_read_mpp(arguments.mpp),
+        metadata=metadata,
+        mpp=mpp,
+        assume_mpp_from_magnification=arguments.assume_mpp_from_magnification,
+        experimental=arguments.experimental,
+        workers=arguments.workers,
+        listed_folders=[url for url, found in listed.items() if found != [url]],
     )
+    for note in report.notes:
+        print(note, file=sys.stderr)
     if report.done + report.kept == 0:
         _print_failures(report)
         raise CatalogError(f"none of {len(report.failures)} slides could be indexed")
@@ -115,15 +144,38 @@ def _index(arguments: argparse.Namespace) -> int:
         f"indexed {report.done} slides, {report.kept} were up to date: {report.requests} requests,"
         f" {report.bytes_read / 1e6:.2f} MB of headers"
     )
-    code = _print_failures(report)
-    for row in Catalog.open(arguments.catalog, storage_options=arguments.storage_options):
-        if row.header.mpp is None:
-            print(
-                f"slide {row.id}: no mpp in its headers, so no magnification is sampled from it; give it with"
-                f" --mpp {row.id}=VALUE",
-                file=sys.stderr,
-            )
+    code = max(_print_failures(report), 1 if unlisted else 0)
+    _print_missing_mpp(Catalog.open(arguments.catalog, storage_options=arguments.storage_options))
     return max(code, _foreground(arguments)) if arguments.foreground else code
+
+
+def _list_all(urls: Sequence[str], options: dict[str, Any]) -> tuple[dict[str, list[str]], list[PatchingError]]:
+    """The slides below each URL; a URL that cannot be listed is an error only if no other can."""
+    listed: dict[str, list[str]] = {}
+    failed: list[PatchingError] = []
+    for url in urls:
+        try:
+            listed[url] = list_slides(url, options)
+        except PatchingError as error:
+            failed.append(error)
+    if not listed:
+        raise failed[0]
+    for reason in failed:
+        print(f"left out {reason}", file=sys.stderr)
+    return listed, failed
+
+
+def _print_missing_mpp(catalog: Catalog) -> None:
+    missing = np.flatnonzero(np.isnan(catalog.rows.numbers("mpp")))
+    for number in missing[:NAMED_SLIDES]:
+        slide_id = catalog.rows.value(int(number), "id")
+        print(
+            f"slide {slide_id}: no mpp in its headers, so no magnification is sampled from it; give it with --mpp"
+            f" {slide_id}=VALUE, a metadata column 'mpp', or --assume-mpp-from-magnification",
+            file=sys.stderr,
+        )
+    if len(missing) > NAMED_SLIDES:
+        print(f"{len(missing) - NAMED_SLIDES} more slides have no mpp either", file=sys.stderr)
 
 
 def _foreground(arguments: argparse.Namespace) -> int:
@@ -138,8 +190,10 @@ def _foreground(arguments: argparse.Namespace) -> int:
 
 
 def _print_failures(report: JobReport) -> int:
-    for line in failed_lines(report.failures):
+    for line in failed_lines(report.failures[:NAMED_SLIDES]):
         print(line, file=sys.stderr)
+    if len(report.failures) > NAMED_SLIDES:
+        print(f"{len(report.failures) - NAMED_SLIDES} more were left out: see failures.parquet", file=sys.stderr)
     return 1 if report.failures else 0
 
 
@@ -157,45 +211,21 @@ def _read_mpp(values: Sequence[str]) -> float | dict[str, float] | None:
     return by_id.get("", by_id or None)
 
 
-def _read_columns(path: Path) -> dict[str, Mapping[str, Scalar]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise ValueError(f"--columns {path}: cannot be read ({error.strerror})") from error
-    columns = set(rows[0]) if rows else set()
-    key = next((name for name in ("id", "file") if name in columns), None)
-    if key is None:
-        raise ValueError(f"--columns {path}: needs a column 'id' or 'file', has {sorted(columns)}")
-    found: dict[str, Mapping[str, Scalar]] = {}
-    for row in rows:
-        slide_id = row[key] if key == "id" else slide_id_of(row[key])
-        found[slide_id] = {name: value for name, value in row.items() if name not in ("id", "file") and value}
-    return found
-
-
 def _info(arguments: argparse.Namespace) -> int:
-    if (arguments.slide is None) == (arguments.catalog is None):
-        raise ValueError("give either a slide or --catalog")
-    if arguments.slide is not None:
-        slide = open_slide(arguments.slide, storage_options=arguments.storage_options)
-        print(f"{slide.slide_id}: {slide.header.vendor}, {slide.mpp or 'unknown'} um/px")
-        for k, (level, encoding) in enumerate(zip(slide.levels, slide.header.encodings, strict=True)):
-            print(
-                f"  level {k}: {level.width_px} x {level.height_px} px, downsample {level.downsample:.4g},"
-                f" tiles {level.tile_width_px} x {level.tile_height_px}, {encoding.codec}"
-            )
-        return 0
-    catalog = Catalog.open(arguments.catalog, storage_options=arguments.storage_options)
-    for row in catalog:
-        base = row.header.levels[0]
-        area = row.foreground_area_level0_px2
-        foreground = "not computed" if area is None else f"{area / (base.width_px * base.height_px):.0%} of the slide"
-        print(
-            f"{row.id}: {row.header.vendor}, {base.width_px} x {base.height_px} px, {len(row.header.levels)} levels,"
-            f" {row.header.mpp or 'unknown'} um/px, foreground {foreground}"
+    if (arguments.url is None) == (arguments.catalog is None) or (arguments.slide and arguments.catalog is None):
+        raise ValueError("give either a slide's URL, or --catalog (and --slide ID for one slide of it)")
+    if arguments.url is not None:
+        slide = open_slide(
+            arguments.url, storage_options=arguments.storage_options, experimental=arguments.experimental
         )
-    print(f"{len(catalog)} slides")
+        facts, lines = slide_info(slide), slide_lines
+    else:
+        catalog = Catalog.open(arguments.catalog, storage_options=arguments.storage_options)
+        if arguments.slide is not None:
+            facts, lines = slide_info(catalog.slide(arguments.slide), catalog.row(arguments.slide)), slide_lines
+        else:
+            facts, lines = catalog_info(catalog), catalog_lines
+    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(lines(facts)))
     return 0
 
 

@@ -16,12 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from online_patching.errors import MagnificationError
 
 LevelPolicy = Literal["finer", "closest"]
 MissingMpp = Literal["skip", "enlarge", "error"]
+F = TypeVar("F", float, npt.NDArray[np.float64])
 
 # A level counts as fine enough up to 5 % above the target, and level 0 may be enlarged up to 25 %
 # (scanners of 0.27 um/px are 40x scanners).
@@ -77,13 +81,21 @@ class LevelWindow:
     height_level_px: int
 
 
-def footprint_level0_px(size_px: int, mpp: float, base_mpp: float) -> float:
-    """Side of a patch in level-0 pixels."""
+def footprint_level0_px(size_px: int, mpp: float, base_mpp: F) -> F:
+    """Side of a patch in level-0 pixels, of one slide or of an array of slides."""
     return size_px * mpp / base_mpp
 
 
-def serves_mpp(base_mpp: float, mpp: float) -> bool:
-    """Whether a slide of ``base_mpp`` serves the target without being enlarged by more than 1.25."""
+@overload
+def serves_mpp(base_mpp: float, mpp: float) -> bool: ...
+
+
+@overload
+def serves_mpp(base_mpp: npt.NDArray[np.float64], mpp: float) -> npt.NDArray[np.bool_]: ...
+
+
+def serves_mpp(base_mpp: float | npt.NDArray[np.float64], mpp: float) -> bool | npt.NDArray[np.bool_]:
+    """Whether a slide of ``base_mpp``, or each of many, serves the target without being enlarged by more than 1.25."""
     return base_mpp <= mpp * MAX_ENLARGEMENT
 
 

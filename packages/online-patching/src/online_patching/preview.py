@@ -20,7 +20,7 @@ GAP_PX = 4
 def foreground_picture(catalog: Catalog, slide_id: str, side_px: int) -> Pixels:
     """A slide's thumbnail with the outline of its foreground, centred on a white square of ``side_px``."""
     thumbnail = np.ascontiguousarray(thumbnail_of(catalog.slide(slide_id), side_px))
-    scale = thumbnail.shape[1] / catalog.row(slide_id).header.levels[0].width_px
+    scale = thumbnail.shape[1] / catalog.row(slide_id).width_px
     for polygon in shapely.get_parts(catalog.foreground(slide_id)):
         for ring in (polygon.exterior, *polygon.interiors):
             cv2.polylines(thumbnail, [np.rint(np.asarray(ring.coords) * scale).astype(np.int32)], True, OUTLINE_RGB, 2)
@@ -47,7 +47,7 @@ def preview(stream: PatchStream, *, slides: int = 4, patches: int = 32, columns:
     images = [patch["image"] for patch in itertools.islice(stream, patches)]
     below = contact_sheet(images, columns)
     side = below.shape[1] // min(slides, 4) - GAP_PX
-    ids = [row.id for row, _ in stream.sampler.served[:slides]]
+    ids = [stream.catalog.rows[int(number)].id for number in stream.sampler.served[:slides]]
     above = contact_sheet([foreground_picture(stream.catalog, slide_id, side) for slide_id in ids], min(slides, 4))
     width = max(above.shape[1], below.shape[1])
     padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in (above, below)]

@@ -7,15 +7,15 @@ same on every machine, rank and worker.
 
 from __future__ import annotations
 
-import itertools
 import logging
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from online_patching.catalog import Catalog
-from online_patching.catalog_files import SlideRow
 from online_patching.errors import CatalogError, SamplingError
 from online_patching.geometry import MissingMpp, footprint_level0_px, serves_mpp
 from online_patching.sampling import Position, can_hold_patch, generator, sample_position
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # A sample that cannot be had (a sliver of tissue, a corrupt tile) is drawn anew this often before it is an error.
 MAX_REDRAWS = 16
+# So many slides that are left out are named; of the others the number is told.
+NAMED_SLIDES = 5
 
 SlideSampling = Literal["uniform", "area"]
 
@@ -43,7 +45,8 @@ class PatchSampler:
     """Draws samples from a catalog; see ``PatchStream`` for the arguments.
 
     Attributes:
-        served: Slides that take part, each with the magnifications it serves.
+        served: Row numbers in the slide table of the slides that take part, int64 (N,).
+        serves: Which of the magnifications each of them serves, bool (N, len(mpp)).
     """
 
     def __init__(
@@ -65,9 +68,14 @@ class PatchSampler:
         self.slide_sampling = slide_sampling
         self.on_missing_mpp = on_missing_mpp
         self._check_arguments()
-        self.served = self._find_served()
-        weights = (row.foreground_area_mm2 or 0.0 if slide_sampling == "area" else 1.0 for row, _ in self.served)
-        self._cumulative_weights = list(itertools.accumulate(weights))
+        rows = catalog.rows
+        self._base_mpp = rows.numbers("mpp")
+        self._width_level0_px = rows.numbers("width_px")
+        self._height_level0_px = rows.numbers("height_px")
+        self.served, self.serves = self._find_served(rows.numbers("foreground_area_level0_px2"))
+        by_area = slide_sampling == "area"
+        weights = rows.numbers("foreground_area_mm2")[self.served] if by_area else np.ones(len(self.served))
+        self._cumulative_weights = np.cumsum(weights)
 
     def _check_arguments(self) -> None:
         for name, got, right, allowed in (
@@ -86,39 +94,53 @@ class PatchSampler:
             if not right:
                 raise ValueError(f"{name}: got {got!r}, allowed {allowed}")
 
-    def _find_served(self) -> list[tuple[SlideRow, tuple[float, ...]]]:
-        """Slides that take part, each with the magnifications it serves."""
-        served = []
-        for row in self.catalog:
-            if row.foreground_area_level0_px2 is None:
-                raise CatalogError(
-                    f"slide {row.id} has no foreground yet; run `online-patching foreground --catalog"
-                    f" {self.catalog.shown_url}`"
-                )
-            if row.header.mpp is None:
-                log.warning(
-                    "slide %s left out: no mpp in its headers; give it when indexing: --mpp %s=VALUE", row.id, row.id
-                )
-                continue
-            magnifications = tuple(value for value in self.mpp if self._serves(row, row.header.mpp, value))
-            if magnifications:
-                served.append((row, magnifications))
-            else:
-                log.warning("slide %s left out: it serves none of %s um/px with enough foreground", row.id, self.mpp)
-        if not served:
+    def _find_served(
+        self, area_level0_px2: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Slides that take part, and the magnifications that each of them serves."""
+        without_foreground = np.flatnonzero(np.isnan(area_level0_px2))
+        if len(without_foreground):
+            raise CatalogError(
+                f"{self._named(without_foreground)} has no foreground yet; run `online-patching foreground --catalog"
+                f" {self.catalog.shown_url}`"
+            )
+        with_mpp = ~np.isnan(self._base_mpp)
+        self._warn(
+            np.flatnonzero(~with_mpp), "no mpp in its headers; give it when indexing: --mpp ID=VALUE or a column 'mpp'"
+        )
+        serves = np.stack([self._serves(area_level0_px2, mpp) for mpp in self.mpp], axis=1)
+        reason = f"it serves none of {self.mpp} um/px with enough foreground"
+        self._warn(np.flatnonzero(with_mpp & ~serves.any(axis=1)), reason)
+        served = np.flatnonzero(serves.any(axis=1))
+        if not len(served):
             raise CatalogError(
                 f"{self.catalog.shown_url}: none of {len(self.catalog)} slides serves patches of {self.size_px} px at"
                 f" {self.mpp} um/px with {self.min_foreground:.0%} foreground; ask for coarser mpp or smaller patches"
             )
-        return served
+        return served, serves[served]
 
-    def _serves(self, row: SlideRow, base_mpp: float, mpp: float) -> bool:
-        if not serves_mpp(base_mpp, mpp) and self.on_missing_mpp == "skip":
-            return False
-        if not serves_mpp(base_mpp, mpp) and self.on_missing_mpp == "error":
-            raise CatalogError(f"slide {row.id}: {base_mpp:g} um/px at level 0 cannot serve {mpp:g} um/px")
-        size_level0_px = footprint_level0_px(self.size_px, mpp, base_mpp)
-        return can_hold_patch(row.foreground_area_level0_px2 or 0.0, size_level0_px, self.min_foreground)
+    def _serves(self, area_level0_px2: npt.NDArray[np.float64], mpp: float) -> npt.NDArray[np.bool_]:
+        """Which slides serve one magnification; one without mpp serves none (NaN compares false)."""
+        fine_enough = serves_mpp(self._base_mpp, mpp)
+        coarse = np.flatnonzero(~fine_enough & ~np.isnan(self._base_mpp))
+        if self.on_missing_mpp == "error" and len(coarse):
+            raise CatalogError(
+                f"{self._named(coarse)}: {self._base_mpp[coarse[0]]:g} um/px at level 0 cannot serve {mpp:g} um/px"
+            )
+        sides_level0_px = footprint_level0_px(self.size_px, mpp, self._base_mpp)
+        enough = can_hold_patch(area_level0_px2, sides_level0_px, self.min_foreground)
+        return enough & (fine_enough | (self.on_missing_mpp == "enlarge"))
+
+    def _named(self, numbers: npt.NDArray[np.int64]) -> str:
+        """The first of some slides, and how many others there are."""
+        others = f" (and {len(numbers) - 1} others)" if len(numbers) > 1 else ""
+        return f"slide {self.catalog.rows.value(int(numbers[0]), 'id')}{others}"
+
+    def _warn(self, left_out: npt.NDArray[np.int64], reason: str) -> None:
+        for number in left_out[:NAMED_SLIDES]:
+            log.warning("slide %s left out: %s", self.catalog.rows.value(int(number), "id"), reason)
+        if len(left_out) > NAMED_SLIDES:
+            log.warning("%d more slides left out: %s", len(left_out) - NAMED_SLIDES, reason)
 
     def draw(self, index: int, attempt: int = 0) -> Sample:
         """Sample number ``index``: a pure function of the seed, the catalog and the index.
@@ -133,22 +155,23 @@ class PatchSampler:
         last: SamplingError | None = None
         for redraw in range(attempt, attempt + MAX_REDRAWS):
             rng = generator(self.seed, index, redraw)
-            number = bisect_right(self._cumulative_weights, rng.random() * self._cumulative_weights[-1])
-            row, magnifications = self.served[number]
-            mpp = magnifications[int(rng.integers(len(magnifications)))]
-            base = row.header.levels[0]
-            assert row.header.mpp is not None, "slides without mpp were left out"
+            share = rng.random() * self._cumulative_weights[-1]
+            place = int(np.searchsorted(self._cumulative_weights, share, side="right"))
+            number = int(self.served[place])
+            magnifications = np.flatnonzero(self.serves[place])
+            mpp = self.mpp[magnifications[int(rng.integers(len(magnifications)))]]
+            slide_id = str(self.catalog.rows.value(number, "id"))
             try:
                 position = sample_position(
-                    self.catalog.foreground(row.id),
-                    size_level0_px=footprint_level0_px(self.size_px, mpp, row.header.mpp),
-                    width_level0_px=base.width_px,
-                    height_level0_px=base.height_px,
+                    self.catalog.foreground(slide_id),
+                    size_level0_px=footprint_level0_px(self.size_px, mpp, float(self._base_mpp[number])),
+                    width_level0_px=int(self._width_level0_px[number]),
+                    height_level0_px=int(self._height_level0_px[number]),
                     min_foreground=self.min_foreground,
                     rng=rng,
                 )
             except SamplingError as error:
                 last = error
                 continue
-            return Sample(index, redraw, row.id, mpp, position)
+            return Sample(index, redraw, slide_id, mpp, position)
         raise SamplingError(f"sample {index}: {last}; lower min_foreground or the patch size") from last

@@ -11,11 +11,16 @@ machine, rank and worker.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 
 from online_patching.errors import SamplingError
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 # A polygon that fills 1 % of its bounding box fails this often with probability 2e-44.
 MAX_PROPOSALS = 10_000
@@ -41,9 +46,20 @@ def generator(seed: int, index: int, attempt: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, attempt, index]))
 
 
-def can_hold_patch(foreground_area_level0_px2: float, size_level0_px: float, min_foreground: float) -> bool:
-    """Whether a polygon of this area can give a patch its share of foreground at all."""
-    return foreground_area_level0_px2 >= min_foreground * size_level0_px**2 and foreground_area_level0_px2 > 0
+@overload
+def can_hold_patch(foreground_area_level0_px2: float, size_level0_px: float, min_foreground: float) -> bool: ...
+
+
+@overload
+def can_hold_patch(foreground_area_level0_px2: Floats, size_level0_px: Floats, min_foreground: float) -> Bools: ...
+
+
+def can_hold_patch(
+    foreground_area_level0_px2: float | Floats, size_level0_px: float | Floats, min_foreground: float
+) -> bool | Bools:
+    """Whether a polygon of this area, or each of many, can give a patch its share of foreground at all."""
+    enough = foreground_area_level0_px2 >= min_foreground * size_level0_px**2
+    return enough & (foreground_area_level0_px2 > 0)
 
 
 def foreground_share(polygon: shapely.Geometry, x_level0_px: float, y_level0_px: float, size_level0_px: float) -> float:

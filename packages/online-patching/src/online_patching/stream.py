@@ -85,10 +85,7 @@ class PatchStream:
             catalog = Catalog.open(
                 catalog, storage_options=storage_options, slide_storage_options=slide_storage_options
             )
-        for row in catalog:
-            missing = [name for name in columns if name not in row.columns]
-            if missing:
-                raise CatalogError(f"slide {row.id}: no catalog column {missing[0]!r} (has {sorted(row.columns)})")
+        _check_columns(catalog, columns)
         self.catalog = catalog
         self.sampler = PatchSampler(
             catalog,
@@ -209,7 +206,6 @@ class PatchStream:
         return self.sampler.draw(sample.index, sample.attempt + 1)
 
     def _item(self, sample: Sample, pixels: Pixels) -> dict[str, Any]:
-        columns = self.catalog.row(sample.slide_id).columns
         return {
             "image": pixels,
             "index": sample.index,
@@ -218,5 +214,19 @@ class PatchStream:
             "y_level0_px": sample.position.y_level0_px,
             "mpp": sample.mpp,
             "foreground": sample.position.foreground,
-            **{name: columns[name] for name in self.columns},
+            **(self.catalog.values(sample.slide_id, self.columns) if self.columns else {}),
         }
+
+
+def _check_columns(catalog: Catalog, columns: Sequence[str]) -> None:
+    table = catalog.table()
+    for name in columns:
+        if name not in table.column_names:
+            own = list(catalog.rows.user_columns)
+            raise CatalogError(f"{catalog.shown_url}: no catalog column {name!r} (columns of the user: {own})")
+        if table[name].null_count:
+            number = table[name].is_null().index(True).as_py()
+            raise CatalogError(
+                f"slide {catalog.rows.value(number, 'id')}: catalog column {name!r} has no value here and in"
+                f" {table[name].null_count} slides; give it for every slide when indexing (--metadata)"
+            )

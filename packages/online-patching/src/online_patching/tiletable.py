@@ -1,109 +1,142 @@
-"""How are the byte ranges of a slide's tiles stored, so that a patch needs only a few of them?
+"""How is what was read of a slide's headers stored, so that a patch needs only a few KB of it?
 
-A tile table is one file a slide. Every level's tiles, in row-major order, are cut into blocks of 1,024; a block holds
-its first offset, the lengths, and the gaps between the end of a tile and the start of the next (nearly always 0), byte
-planes apart and compressed with Zstandard. A directory at the front gives each block's place, so reading a tile costs
-the directory once and then one small block.
+A tile table is one file a slide. Its *front* holds everything but the byte ranges: the slide's objects with the size
+and version that are pinned, its header, and the place of every block. A *block* holds the byte ranges of a square of
+16 x 16 tiles of one level, so a patch touches one block, rarely two or four, wherever it lies and however wide the
+slide is. The length of the front is a column of the slide table, so that the first use of a slide costs exactly one
+request for it, and one more for its blocks.
 
 ::
 
-    "OPTT" version:u16 levels:u16 directory_bytes:u32 | directory (zstd) | blocks (zstd each)
-    directory: per level tiles:u32, then per block its end:u64
+    "OPTT" version:u16 0:u16 front_bytes:u32 | front (zstd) | blocks (zstd each), level after level, row-major
+    front:  json_bytes:u32 | JSON of the header | per level the length of every block, u32, byte planes apart
+    block:  first offset:u64 | lengths:u32 | gaps:i64, byte planes apart
+
+A gap is what lies between the end of a tile and the start of the next in the block: 0 but for the first tile of a row.
+A tile that was not stored has length 0; its offset is not kept. A slide whose tiles are no byte ranges (OME-Zarr) has
+a front and no blocks.
 """
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+from online_patching.bytesource import ByteRange, PinnedObject
 from online_patching.errors import CatalogError
-from online_patching.formats.header import TileRanges
+from online_patching.formats.header import SlideHeader, TileRanges
+from online_patching.formats.header_json import header_from_json, header_to_json
+from online_patching.geometry import LevelGeometry
 
-BLOCK_TILES = 1024
-FORMAT_VERSION = 1
+BLOCK_SIDE_TILES = 16
+FORMAT_VERSION = 2
 _HEAD = struct.Struct("<4sHHI")
 HEAD_BYTES = _HEAD.size
+ZSTD_LEVEL = 9
 
 
 @dataclass(frozen=True, slots=True)
-class TileTableDirectory:
-    """Where the blocks of a tile table lie.
+class TilePlace:
+    """Where a tile's byte range lies in a tile table: which block, and which entry of it."""
+
+    block: int
+    entry: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileTableFront:
+    """All of a tile table but its blocks.
 
     Attributes:
-        tiles: Number of tiles of every level.
-        block_ends: End of every block in the file, level after level; the first block starts at ``start``.
+        header: The slide's header as its file states it.
+        objects: The slide's objects with size and version pinned.
+        block_ends: Per level the end of every block in the file, uint64; empty where tiles are no byte ranges.
         start: First byte of the first block.
     """
 
-    tiles: tuple[int, ...]
-    block_ends: tuple[tuple[int, ...], ...]
+    header: SlideHeader
+    objects: tuple[PinnedObject, ...]
+    block_ends: tuple[npt.NDArray[np.uint64], ...]
     start: int
 
-    def block_range(self, level: int, block: int) -> tuple[int, int]:
+    def block_range(self, level: int, block: int) -> ByteRange:
         """(start, length) of a block in the file."""
         if block > 0:
-            begin = self.block_ends[level][block - 1]
+            begin = int(self.block_ends[level][block - 1])
         else:
-            begin = next((ends[-1] for ends in reversed(self.block_ends[:level]) if ends), self.start)
-        return begin, self.block_ends[level][block] - begin
+            begin = next((int(ends[-1]) for ends in reversed(self.block_ends[:level]) if len(ends)), self.start)
+        return begin, int(self.block_ends[level][block]) - begin
+
+    def place(self, level: int, tile: int) -> TilePlace:
+        """The place of a tile, given by its row-major number in its level."""
+        geometry = self.header.levels[level]
+        row, column = divmod(tile, geometry.tiles_x)
+        block_row, block_column = row // BLOCK_SIDE_TILES, column // BLOCK_SIDE_TILES
+        width = min(BLOCK_SIDE_TILES, geometry.tiles_x - block_column * BLOCK_SIDE_TILES)
+        block = block_row * _blocks_across(geometry) + block_column
+        return TilePlace(block, row % BLOCK_SIDE_TILES * width + column % BLOCK_SIDE_TILES)
 
 
-def encode_tile_table(levels: Sequence[TileRanges]) -> bytes:
-    """The file of a slide's tile ranges."""
-    directory = bytearray()
+def encode_tile_table(header: SlideHeader, objects: Sequence[PinnedObject], tiles: Sequence[TileRanges]) -> bytes:
+    """The tile table of a slide.
+
+    Args:
+        header: Levels, encodings, resolution, as the slide's file states them.
+        objects: The slide's objects with size and version pinned.
+        tiles: Byte ranges of every level's tiles, row-major; empty where they are no byte ranges.
+
+    Raises:
+        ValueError: A level has another number of ranges than tiles.
+    """
+    text = json.dumps(header_to_json(header, objects), sort_keys=True, separators=(",", ":")).encode()
+    front = bytearray(struct.pack("<I", len(text)) + text)
     blocks: list[bytes] = []
-    end = 0
-    for ranges in levels:
-        count = len(ranges.offset)
-        directory += struct.pack("<I", count)
-        for first in range(0, count, BLOCK_TILES):
-            blocks.append(
-                _encode_block(ranges.offset[first : first + BLOCK_TILES], ranges.length[first:][:BLOCK_TILES])
-            )
-            end += len(blocks[-1])
-            directory += struct.pack("<Q", end)
-    packed = bytes(imagecodecs.zstd_encode(bytes(directory), level=9))
-    return _HEAD.pack(b"OPTT", FORMAT_VERSION, len(levels), len(packed)) + packed + b"".join(blocks)
+    if tiles:
+        for geometry, ranges in zip(header.levels, tiles, strict=True):
+            packed = [_encode_block(offset, length) for offset, length in _block_ranges(geometry, ranges)]
+            front += _planes(np.array([len(block) for block in packed], np.uint32))
+            blocks += packed
+    packed_front = _packed(bytes(front))
+    head = _HEAD.pack(b"OPTT", FORMAT_VERSION, 0, HEAD_BYTES + len(packed_front))
+    return head + packed_front + b"".join(blocks)
 
 
-def directory_length(head: bytes, name: str) -> tuple[int, int]:
-    """Number of levels and bytes of the directory, from the first ``HEAD_BYTES`` of a tile table.
+def front_bytes(table: bytes) -> int:
+    """Bytes of the front of a tile table, head included: what its first use reads."""
+    return int(_HEAD.unpack_from(table)[3])
+
+
+def decode_front(data: bytes, name: str) -> TileTableFront:
+    """The front of a tile table.
+
+    Args:
+        data: The first ``front_bytes`` of the file.
+        name: The file, for messages.
 
     Raises:
-        CatalogError: Not a tile table, or one of a newer format.
+        CatalogError: Not a tile table, one of another format, a damaged one, or one of another length than given.
     """
-    magic, version, levels, length = _HEAD.unpack(head)
-    if magic != b"OPTT":
+    if len(data) < HEAD_BYTES or data[:4] != b"OPTT":
         raise CatalogError(f"{name}: not a tile table; index the slide again")
-    if version > FORMAT_VERSION:
-        raise CatalogError(f"{name}: tile table format {version}, this version reads up to {FORMAT_VERSION}; upgrade")
-    return levels, length
-
-
-def decode_directory(packed: bytes, levels: int, name: str) -> TileTableDirectory:
-    """The directory of a tile table.
-
-    Raises:
-        CatalogError: The directory is damaged.
-    """
-    start = HEAD_BYTES + len(packed)
+    _, version, _, length = _HEAD.unpack_from(data)
+    if version != FORMAT_VERSION:
+        raise CatalogError(f"{name}: tile table format {version}, this version reads {FORMAT_VERSION}; index again")
+    if length != len(data):
+        raise CatalogError(f"{name}: written anew since the catalog was opened; open the catalog again")
     try:
-        raw = bytes(imagecodecs.zstd_decode(packed))
-        tiles, ends, place = [], [], 0
-        for _ in range(levels):
-            (count,) = struct.unpack_from("<I", raw, place)
-            blocks = -(-count // BLOCK_TILES)
-            ends.append(tuple(start + end for end in struct.unpack_from(f"<{blocks}Q", raw, place + 4)))
-            tiles.append(count)
-            place += 4 + 8 * blocks
+        raw = _unpacked(data[HEAD_BYTES:])
+        (json_bytes,) = struct.unpack_from("<I", raw)
+        header, objects = header_from_json(json.loads(raw[4 : 4 + json_bytes]))
+        ends = _block_ends(header, raw[4 + json_bytes :], length)
     except Exception as error:
-        raise CatalogError(f"{name}: the tile table's directory is damaged; index the slide again") from error
-    return TileTableDirectory(tuple(tiles), tuple(ends), start)
+        raise CatalogError(f"{name}: the front of the tile table is damaged; index the slide again") from error
+    return TileTableFront(header, objects, ends, length)
 
 
 def decode_block(packed: bytes, name: str) -> TileRanges:
@@ -113,28 +146,73 @@ def decode_block(packed: bytes, name: str) -> TileRanges:
         CatalogError: The block is damaged.
     """
     try:
-        raw = bytes(imagecodecs.zstd_decode(packed))
-        first, count = struct.unpack_from("<QI", raw)
-        lengths = _joined(raw[12 : 12 + 4 * count], 4).view(np.uint32)
-        gaps = _joined(raw[12 + 4 * count : 12 + 12 * count], 8).view(np.int64)
-        steps = lengths[:-1].astype(np.int64) + gaps[1:]
-        offsets = np.concatenate([[first], first + np.cumsum(steps)]).astype(np.uint64)
+        raw = _unpacked(packed)
+        count = (len(raw) - 8) // 12
+        (first,) = struct.unpack_from("<Q", raw)
+        lengths = _joined(raw[8 : 8 + 4 * count], 4).view(np.uint32)
+        gaps = _joined(raw[8 + 4 * count :], 8).view(np.int64)
+        ends = first + np.cumsum(gaps + lengths.astype(np.int64))
     except Exception as error:
         raise CatalogError(f"{name}: a block of the tile table is damaged; index the slide again") from error
-    return TileRanges(offsets, lengths)
+    return TileRanges((ends - lengths).astype(np.uint64), lengths)
 
 
-def _encode_block(offset: npt.NDArray[np.uint64], length: npt.NDArray[np.uint32]) -> bytes:
-    starts = offset.astype(np.int64)
-    lengths = length.astype(np.uint32)
-    gaps = np.zeros(len(starts), np.int64)
-    gaps[1:] = starts[1:] - starts[:-1] - lengths[:-1]
-    raw = struct.pack("<QI", int(starts[0]), len(starts)) + _planes(lengths, 4) + _planes(gaps, 8)
-    return bytes(imagecodecs.zstd_encode(raw, level=9))
+def _blocks_across(geometry: LevelGeometry) -> int:
+    return -(-geometry.tiles_x // BLOCK_SIDE_TILES)
 
 
-def _planes(values: npt.NDArray[np.generic], width: int) -> bytes:
-    return values.view(np.uint8).reshape(-1, width).T.tobytes()
+def _block_count(geometry: LevelGeometry) -> int:
+    return _blocks_across(geometry) * -(-geometry.tiles_y // BLOCK_SIDE_TILES)
+
+
+def _block_ends(header: SlideHeader, planes: bytes, start: int) -> tuple[npt.NDArray[np.uint64], ...]:
+    if not planes:
+        return ()
+    found, place = [], 0
+    for count in map(_block_count, header.levels):
+        lengths = _joined(planes[place : place + 4 * count], 4).view(np.uint32)
+        ends = np.uint64(start) + np.cumsum(lengths, dtype=np.uint64)
+        found.append(ends)
+        place, start = place + 4 * count, int(ends[-1])
+    if place != len(planes):
+        raise ValueError("more block lengths than blocks")
+    return tuple(found)
+
+
+def _block_ranges(
+    geometry: LevelGeometry, ranges: TileRanges
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]]:
+    """Offsets and lengths of every block of a level, row-major."""
+    shape = geometry.tiles_y, geometry.tiles_x
+    if len(ranges.offset) != shape[0] * shape[1] or len(ranges.length) != len(ranges.offset):
+        raise ValueError(f"a level of {shape[1]} x {shape[0]} tiles has {len(ranges.offset)} byte ranges")
+    offsets = np.asarray(ranges.offset).astype(np.int64).reshape(shape)
+    lengths = np.asarray(ranges.length, np.uint32).reshape(shape)
+    for y in range(0, shape[0], BLOCK_SIDE_TILES):
+        for x in range(0, shape[1], BLOCK_SIDE_TILES):
+            square = np.s_[y : y + BLOCK_SIDE_TILES, x : x + BLOCK_SIDE_TILES]
+            yield offsets[square].reshape(-1), lengths[square].reshape(-1)
+
+
+def _encode_block(offset: npt.NDArray[np.int64], length: npt.NDArray[np.uint32]) -> bytes:
+    stored = np.flatnonzero(length)
+    gaps = np.zeros(len(offset), np.int64)
+    first = int(offset[stored[0]]) if len(stored) else 0
+    # Tiles that were not stored have no place, so the gap is counted from the last one that was.
+    gaps[stored[1:]] = offset[stored[1:]] - offset[stored[:-1]] - length[stored[:-1]]
+    return _packed(struct.pack("<Q", first) + _planes(length) + _planes(gaps))
+
+
+def _packed(data: bytes) -> bytes:
+    return bytes(imagecodecs.zstd_encode(data, level=ZSTD_LEVEL))
+
+
+def _unpacked(data: bytes) -> bytes:
+    return bytes(imagecodecs.zstd_decode(data))
+
+
+def _planes(values: npt.NDArray[np.uint32] | npt.NDArray[np.int64]) -> bytes:
+    return np.ascontiguousarray(values).view(np.uint8).reshape(-1, values.dtype.itemsize).T.tobytes()
 
 
 def _joined(planes: bytes, width: int) -> npt.NDArray[np.uint8]:
