@@ -124,6 +124,9 @@ def test_names_of_slides() -> None:
     assert slide_id_of("s3://bucket/a%20b.svs") == "a%20b"
     assert slide_id_of("s3://bucket/folder.zarr/") == "folder"
     assert slide_id_of("/disk/a.b.svs") == "a.b"
+    assert slide_id_of("s3://bucket/hash#1.svs") == "hash#1"
+    assert slide_id_of("/disk/x.ome.tiff") == "x"
+    assert slide_id_of("/disk/1.2.826.0.3/") == "1.2.826.0.3"
 
 
 def test_columns_reach_the_catalog_in_their_types(tmp_path: Path) -> None:

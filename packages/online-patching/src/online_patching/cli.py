@@ -15,12 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from online_patching.bytesource import PinnedObject
 from online_patching.catalog import Catalog
+from online_patching.cohort import cohort_slides
 from online_patching.errors import CatalogError, PatchingError
 from online_patching.failures import failed_lines
 from online_patching.info import catalog_info, catalog_lines, slide_info, slide_lines
 from online_patching.jobs import INDEX_WORKERS, JobReport, compute_foreground, index_cohort
-from online_patching.listing import list_slides
 from online_patching.metadata import read_metadata
 from online_patching.preview import preview
 from online_patching.slide import open_slide
@@ -149,13 +150,15 @@ def _index(arguments: argparse.Namespace) -> int:
     return max(code, _foreground(arguments)) if arguments.foreground else code
 
 
-def _list_all(urls: Sequence[str], options: dict[str, Any]) -> tuple[dict[str, list[str]], list[PatchingError]]:
+def _list_all(
+    urls: Sequence[str], options: dict[str, Any]
+) -> tuple[dict[str, list[str | PinnedObject]], list[PatchingError]]:
     """The slides below each URL; a URL that cannot be listed is an error only if no other can."""
-    listed: dict[str, list[str]] = {}
+    listed: dict[str, list[str | PinnedObject]] = {}
     failed: list[PatchingError] = []
     for url in urls:
         try:
-            listed[url] = list_slides(url, options)
+            listed[url] = cohort_slides(url, options)
         except PatchingError as error:
             failed.append(error)
     if not listed:

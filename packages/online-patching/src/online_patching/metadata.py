@@ -24,7 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from online_patching.bytesource import local_path
+from online_patching.bytesource import local_path, split_object_url
+from online_patching.listing import REFERENCES_SUFFIX, SLIDE_SUFFIXES
 from online_patching.slide_row import Scalar
 from online_patching.slide_table import RESERVED_COLUMNS, as_kind, common_kind
 from online_patching.tcga import parse_barcode
@@ -36,6 +37,9 @@ BARCODE_COLUMNS = (
     *("submitter_id", "case_submitter_id", "case_barcode", "bcr_patient_barcode", "patient_barcode", "tcga_barcode"),
     *("case", "case_id", "patient", "patient_id"),
 )
+
+# x.ome.tiff and x.ome.zarr are both x.
+OME_SUFFIX = ".ome"
 
 Columns = dict[str, Scalar]
 
@@ -69,8 +73,12 @@ class MetadataJoin:
 
 
 def slide_id_of(url: str) -> str:
-    """The id a slide gets: its file name without suffix."""
-    return PurePosixPath(file_name_of(url)).stem
+    """The id a slide gets: its file name without the suffixes of slides (a folder's name may hold dots of its own)."""
+    name = file_name_of(url)
+    for suffix in (*SLIDE_SUFFIXES, REFERENCES_SUFFIX, OME_SUFFIX):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            name = name[: -len(suffix)]
+    return name
 
 
 def absolute_url(url: str) -> str:
@@ -83,8 +91,10 @@ def file_name_of(url: str) -> str:
     """The last part of a URL or path."""
     if local_path(url) is not None:
         return PurePosixPath(url).name
-    parts = urlsplit(url)
-    return PurePosixPath(unquote(parts.path) if parts.scheme in ("http", "https") else parts.path).name
+    scheme, _, name = split_object_url(url)
+    if scheme in ("http", "https"):
+        name = unquote(urlsplit(url).path)
+    return PurePosixPath(name).name
 
 
 def read_metadata(path: Path) -> Metadata:
