@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import shapely
 
@@ -33,6 +33,11 @@ from online_patching.tiletable import (
     decode_directory,
     directory_length,
 )
+
+if TYPE_CHECKING:
+    import zarr
+
+    from online_patching.zarr_view import SlideEntry
 
 # Slides whose directory and blocks, or polygon, are kept; a stream touches far fewer at a time.
 KEPT_SLIDES = 512
@@ -126,6 +131,9 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __contains__(self, slide_id: object) -> bool:
+        return slide_id in self._numbers
+
     def __iter__(self) -> Iterator[SlideRow]:
         return iter(self.rows)
 
@@ -153,7 +161,29 @@ class Catalog:
 
     def slide(self, slide_id: str) -> Slide:
         """One slide, without reading its headers again."""
-        return Slide(self.handle(slide_id), slide_id=slide_id)
+        return Slide(self.handle(slide_id), slide_id=slide_id, url=self.row(slide_id).url)
+
+    def zarr(self) -> zarr.Group:
+        """The whole cohort as one lazy, read-only Zarr group: ``catalog.zarr()["a"]["0"][2000:2256, 1000:1256]``.
+
+        A slide is looked up by its id; one with ``/``, ``%`` or a backslash is percent-quoted (``a/b`` is ``a%2Fb``).
+        Levels are as in ``Slide.zarr``. Nothing but the slide table is read until pixels are.
+        """
+        # Costs more than the rest of the package to import.
+        from online_patching.zarr_view import ZarrSlides, open_group
+
+        return open_group(ZarrSlides(self.shown_url, self._slide_ids, self._zarr_entry, self.handle))
+
+    def _slide_ids(self) -> list[str]:
+        return [row.id for row in self]
+
+    def _zarr_entry(self, slide_id: str) -> SlideEntry | None:
+        from online_patching.zarr_view import SlideEntry
+
+        if slide_id not in self:
+            return None
+        row = self.row(slide_id)
+        return SlideEntry(row.id, row.url, row.header)
 
     def handle(self, slide_id: str) -> SlideHandle:
         """What the reader needs of a slide; kept while it is in use."""
