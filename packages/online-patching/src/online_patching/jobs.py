@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import shapely
 from tqdm import tqdm
 
 from online_patching import loop
-from online_patching.bytesource import local_path, shown_url
+from online_patching.bytesource import local_path, shown_url, split_reference_url
 from online_patching.catalog import Catalog
 from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder, Scalar, SlideRow, with_mpp
 from online_patching.decode import Pixels
@@ -64,8 +64,11 @@ class JobReport:
 
 
 def slide_id_of(url: str) -> str:
-    """The id a slide gets: its file name without suffix."""
-    return PurePosixPath(urlsplit(url).path if local_path(url) is None else url).stem
+    """The id a slide gets: its file name without suffix, or what picks it among references (``refs.json#id``)."""
+    place, slide = split_reference_url(url) or (url, "")
+    if slide:
+        return unquote(slide)
+    return PurePosixPath(urlsplit(place).path if local_path(place) is None else place).stem
 
 
 def index_cohort(

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from online_patching.bytesource import ByteRange, local_path, shown_url, storage_error
-from online_patching.formats.zarr_codecs import ChunkCodecs
+from online_patching.formats.zarr_codecs import FILL_VALUE, ChunkCodecs, blank_chunk
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import open_folder
 
 RECORD_TILES = 10_000
-FILL_VALUE = 255
 # A template in place of every URL saves two thirds of a JSON file; fsspec's cost for each grows with their number.
 MAX_TEMPLATES = 64
 
@@ -247,7 +246,7 @@ class ParquetWriter:
                 "size": pa.array([length for _, length in part], pa.int64()),
             }
             if not all(stored):
-                white = _white_chunk(array)
+                white = blank_chunk(array.codecs, array.geometry)
                 columns["raw"] = pa.array([None if there else white for there in stored], pa.binary())
             name = folder / f"refs.{(first + begin) // RECORD_TILES}.parq"
             pq.write_table(pa.table(columns), name, compression="zstd", write_statistics=False)
@@ -260,18 +259,3 @@ class ParquetWriter:
                 self._output.place(self._made)
         finally:
             self._output.drop()
-
-
-def _white_chunk(array: LevelArray) -> bytes:
-    """A chunk that a plain reader decodes to white."""
-    import imagecodecs.numcodecs
-    import numcodecs  # type: ignore[import-untyped]
-    import numpy as np
-
-    imagecodecs.numcodecs.register_codecs(verbose=False)
-    white: Any = np.full((array.geometry.tile_height_px, array.geometry.tile_width_px, 3), FILL_VALUE, np.uint8)
-    for config in array.codecs.filters or []:
-        white = numcodecs.get_codec(config).encode(white)
-    if array.codecs.compressor is None:
-        return bytes(np.ascontiguousarray(white))
-    return bytes(numcodecs.get_codec(array.codecs.compressor).encode(white))

@@ -32,6 +32,7 @@ from online_patching.bytesource import (
     join_url,
     local_path,
     shown_url,
+    split_reference_url,
     storage_error,
 )
 from online_patching.errors import NotFoundError, StorageError
@@ -238,7 +239,7 @@ def list_slides(url: str, storage_options: Mapping[str, Any] | None = None) -> l
         NotFoundError: The folder, bucket or file does not exist.
         StorageError: The store cannot be reached, or the folder holds no slide.
     """
-    if url.lower().endswith(SLIDE_SUFFIXES):
+    if url.lower().endswith(SLIDE_SUFFIXES) or split_reference_url(url):
         return [url]
     filesystem, path = open_folder(url, storage_options)
     try:

@@ -6,8 +6,10 @@ that no other library than ours has written the test files of is *experimental*:
 
 from __future__ import annotations
 
+from online_patching.bytesource import split_reference_url
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.kerchunk_refs import read_json_slide, read_parquet_slide
 from online_patching.formats.tiff_slide import read_tiff_slide
 from online_patching.storage import Store
 
@@ -15,7 +17,7 @@ from online_patching.storage import Store
 HEAD_BYTES = 132
 MIN_BYTES = 16
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF"
+SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, kerchunk references"
 
 
 async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[FoundSlide, int, int]:
@@ -33,13 +35,19 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
-    source = store.open(url)
+    place, slide = split_reference_url(url) or (url, "")
+    if place.lower().endswith((".parquet", ".parq")):
+        found, reader = await read_parquet_slide(store, place, slide)
+        return found, reader.requests, reader.bytes_read
+    source = store.open(place)
     reader = HeaderReader(source, await source.info())
     if reader.size < MIN_BYTES:
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, min(HEAD_BYTES, reader.size))
     if head[:4] in TIFF_MAGIC:
         found = await read_tiff_slide(reader, experimental=experimental)
+    elif head.lstrip().startswith(b"{"):
+        found = await read_json_slide(store, reader, slide)
     else:
         raise reader.error(f"not a slide: it starts with {head[:16]!r}; supported: {SUPPORTED}")
     return found, reader.requests, reader.bytes_read

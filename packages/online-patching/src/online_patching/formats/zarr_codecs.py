@@ -15,6 +15,9 @@ from typing import Any
 from online_patching.formats.header import Codec, Colour, TileEncoding
 from online_patching.geometry import LevelGeometry
 
+# Tiles that were not stored are white.
+FILL_VALUE = 255
+
 # libjpeg's colour space numbers (jpeglib.h, J_COLOR_SPACE).
 JCS_GREY, JCS_RGB, JCS_YCBCR = 1, 2, 3
 _JPEG_COLOURS = {Colour.GREY: JCS_GREY, Colour.RGB: JCS_RGB, Colour.YCBCR: JCS_YCBCR}
@@ -102,6 +105,21 @@ def encoding_of(compressor: Any, filters: Any) -> TileEncoding:
     if name == "imagecodecs_jpeg2k":
         return TileEncoding(Codec.JPEG2000)
     return _jpeg(compressor)
+
+
+def blank_chunk(codecs: ChunkCodecs, geometry: LevelGeometry) -> bytes:
+    """A chunk that these codecs decode to white."""
+    import imagecodecs.numcodecs
+    import numcodecs  # type: ignore[import-untyped]
+    import numpy as np
+
+    imagecodecs.numcodecs.register_codecs(verbose=False)
+    white: Any = np.full((geometry.tile_height_px, geometry.tile_width_px, 3), FILL_VALUE, np.uint8)
+    for config in codecs.filters or []:
+        white = numcodecs.get_codec(config).encode(white)
+    if codecs.compressor is None:
+        return bytes(np.ascontiguousarray(white))
+    return bytes(numcodecs.get_codec(codecs.compressor).encode(white))
 
 
 def _jpeg(config: Mapping[str, Any]) -> TileEncoding:
