@@ -11,17 +11,24 @@ its own disk.
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from online_patching.bytesource import PinnedObject, join_url, local_path, shown_url
-from online_patching.formats.header import FoundSlide, SlideHeader, TileEncoding, TileRanges
+from online_patching.formats.header import Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.formats.reference_set import ReferenceSet, read_json, read_parquet
-from online_patching.formats.zarr_codecs import blank_chunk, codecs_of, encoding_of
+from online_patching.formats.reference_set import Chunks, ReferenceSet, read_json, read_parquet
+from online_patching.formats.zarr_codecs import (
+    ColourNotStatedError,
+    blank_chunk,
+    codecs_of,
+    encoding_of,
+    jpeg_stream_colour,
+)
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import Store
 
@@ -29,6 +36,7 @@ VENDOR = "kerchunk-references"
 PARQUET_METADATA = ".zmetadata"
 REMOTE_SCHEMES = ("s3", "az", "abfs", "abfss", "gs", "gcs", "http", "https")
 MAX_SIDE_PX, MAX_TILE_PX, MAX_TILES, MAX_LEVELS = 1 << 24, 1 << 14, 1 << 22, 64
+JPEG_HEAD_BYTES = 4096
 # A level's sides may differ from level 0's by rounding, and by a tile's padding on small levels.
 ASPECT_TOLERANCE = 0.02
 
@@ -58,30 +66,37 @@ async def read_parquet_slide(store: Store, folder: str, slide: str) -> tuple[Fou
 
 async def _read_slide(store: Store, reader: HeaderReader, references: ReferenceSet, slide: str, url: str) -> FoundSlide:
     group, names = _pick(reader, references.metadata, slide, shown_url(url).rpartition("/")[2])
-    levels = []
-    for name in names:
-        path = f"{group}/{name}" if group and name else group or name
-        geometry, encoding = _level(reader, path, references.metadata[f"{path}/.zarray" if path else ".zarray"])
-        chunks = await references.chunks(path, geometry, partial(_blank, encoding, geometry))
-        levels.append((geometry, encoding, chunks))
-    levels.sort(key=lambda level: -level[0].width_px)
-    targets = [_resolved(reader, url, chunks.target) for _, _, chunks in levels if chunks.target is not None]
-    if not targets:
+    levels = [await _level(reader, references, "/".join(filter(None, [group, name]))) for name in names]
+    levels.sort(key=lambda level: -level.geometry.width_px)
+    targets = [None if each.chunks.target is None else _resolved(reader, url, each.chunks.target) for each in levels]
+    urls = list(dict.fromkeys(target for target in targets if target is not None))
+    if not urls:
         raise reader.error("references of arrays without a single stored chunk")
-    urls = list(dict.fromkeys(targets))
     objects = tuple([PinnedObject(each, await store.open(each).info()) for each in urls])
     # A level without any chunk needs no object; it is given the first.
-    numbers = [0 if c.target is None else urls.index(_resolved(reader, url, c.target)) for _, _, c in levels]
-    for (_, _, chunks), number in zip(levels, numbers, strict=True):
-        _check_ends(reader, chunks.tiles, objects[number])
+    numbers = [0 if target is None else urls.index(target) for target in targets]
+    encodings = []
+    for level, number in zip(levels, numbers, strict=True):
+        _check_ends(reader, level.chunks.tiles, objects[number])
+        encodings.append(await _encoding(store, reader, level, objects[number]))
     header = SlideHeader(
         vendor=VENDOR,
         mpp=_mpp(references.metadata, group, names),
-        levels=tuple(_with_downsamples(reader, [geometry for geometry, _, _ in levels])),
-        encodings=tuple(encoding for _, encoding, _ in levels),
+        levels=tuple(_with_downsamples(reader, [level.geometry for level in levels])),
+        encodings=tuple(encodings),
         level_objects=tuple(numbers) if len(objects) > 1 else (),
     )
-    return FoundSlide(header, tuple(chunks.tiles for _, _, chunks in levels), objects)
+    return FoundSlide(header, tuple(level.chunks.tiles for level in levels), objects)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """One array: its name in messages, its codecs, and where its chunks lie."""
+
+    name: str
+    zarray: dict[str, Any]
+    geometry: LevelGeometry
+    chunks: Chunks
 
 
 def _pick(reader: HeaderReader, metadata: dict[str, Any], slide: str, name: str) -> tuple[str, list[str]]:
@@ -111,35 +126,70 @@ def _pick(reader: HeaderReader, metadata: dict[str, Any], slide: str, name: str)
     return group, groups[group]
 
 
-def _level(reader: HeaderReader, path: str, zarray: Any) -> tuple[LevelGeometry, TileEncoding]:
-    """Geometry and encoding of an array.
+async def _level(reader: HeaderReader, references: ReferenceSet, path: str) -> _Level:
+    """One array, checked.
 
     Raises:
         SlideFormatError: It is no level of RGB tiles.
     """
+    zarray = references.metadata[f"{path}/.zarray" if path else ".zarray"]
     name = f"array {path[:200]!r}" if path else "its array"
     if not isinstance(zarray, dict) or zarray.get("zarr_format") != 2:
         raise reader.error(f"{name} is not of Zarr format 2")
-    shape, chunks = _sides(zarray.get("shape")), _sides(zarray.get("chunks"))
-    if shape is None or chunks is None or zarray.get("dtype") not in ("|u1", "u1", "<u1", ">u1"):
+    shape, tile = _sides(zarray.get("shape")), _sides(zarray.get("chunks"))
+    if shape is None or tile is None or zarray.get("dtype") not in ("|u1", "u1", "<u1", ">u1"):
         described = f"{str(zarray.get('shape'))[:60]} {str(zarray.get('dtype'))[:20]}"
         raise reader.error(f"{name} is {described}; a level is (height, width, 3) uint8 with all channels in a chunk")
     if zarray.get("order", "C") != "C":
         raise reader.error(f"{name} has the order {str(zarray['order'])[:20]!r} (allowed: 'C')")
-    if max(shape) > MAX_SIDE_PX or max(chunks) > MAX_TILE_PX:
-        raise reader.error(f"{name} has {shape} px in tiles of {chunks} (allowed: {MAX_SIDE_PX} and {MAX_TILE_PX})")
-    geometry = LevelGeometry(shape[1], shape[0], chunks[1], chunks[0], 1.0)
+    if max(shape) > MAX_SIDE_PX or max(tile) > MAX_TILE_PX:
+        raise reader.error(f"{name} has {shape} px in tiles of {tile} (allowed: {MAX_SIDE_PX} and {MAX_TILE_PX})")
+    geometry = LevelGeometry(shape[1], shape[0], tile[1], tile[0], 1.0)
     if geometry.tiles_x * geometry.tiles_y > MAX_TILES:
         raise reader.error(f"{name} has {geometry.tiles_x} x {geometry.tiles_y} tiles (allowed: {MAX_TILES})")
+    with contextlib.suppress(ColourNotStatedError):
+        _encoding_of(reader, name, zarray)
+    chunks = await references.chunks(path, geometry, partial(_blank, reader, name, zarray, geometry))
+    return _Level(name, zarray, geometry, chunks)
+
+
+def _encoding_of(
+    reader: HeaderReader, name: str, zarray: dict[str, Any], stream_colour: Colour | None = None
+) -> TileEncoding:
     try:
-        return geometry, encoding_of(zarray.get("compressor"), zarray.get("filters"))
+        return encoding_of(zarray.get("compressor"), zarray.get("filters"), stream_colour=stream_colour)
+    except ColourNotStatedError:
+        raise
     except ValueError as error:
         raise reader.error(f"{name}: {str(error)[:300]}") from None
 
 
-def _blank(encoding: TileEncoding, geometry: LevelGeometry) -> bytes:
-    """What our own Parquet export writes for a tile that was not stored."""
-    return blank_chunk(codecs_of(encoding, geometry), geometry)
+async def _encoding(store: Store, reader: HeaderReader, level: _Level, pinned: PinnedObject) -> TileEncoding:
+    """The encoding of a level; where its metadata leave the colours to the JPEG stream, a tile's start is read."""
+    try:
+        return _encoding_of(reader, level.name, level.zarray)
+    except ColourNotStatedError as error:
+        stored = level.chunks.tiles.length.nonzero()[0]
+        colour = None
+        if len(stored):
+            start, length = (
+                int(values[stored[0]]) for values in (level.chunks.tiles.offset, level.chunks.tiles.length)
+            )
+            (head,) = await store.open(pinned.url).read_ranges([(start, min(length, JPEG_HEAD_BYTES))])
+            reader.requests += 1
+            reader.bytes_read += len(head)
+            colour = jpeg_stream_colour(head)
+        if colour is None:
+            raise reader.error(f"{level.name}: {error}") from None
+        return _encoding_of(reader, level.name, level.zarray, colour)
+
+
+def _blank(reader: HeaderReader, name: str, zarray: dict[str, Any], geometry: LevelGeometry) -> bytes | None:
+    """What our own Parquet export writes for a tile that was not stored, if it can have written such an array."""
+    try:
+        return blank_chunk(codecs_of(_encoding_of(reader, name, zarray), geometry), geometry)
+    except ValueError:
+        return None
 
 
 def _sides(value: Any) -> tuple[int, int] | None:

@@ -26,8 +26,8 @@ from online_patching.formats.header_reader import HeaderReader
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import Store
 
-# A reference takes about six times as much memory as JSON: larger sets are what Parquet is for.
-MAX_JSON_BYTES = 24 << 20
+# References take eleven times as much memory as their JSON: larger sets are what Parquet is for.
+MAX_JSON_BYTES = 20 << 20
 MAX_PARQUET_BYTES = 64 << 20
 MAX_RECORD_ROWS = 1_000_000
 MAX_LENGTH, MAX_OFFSET = (1 << 32) - 1, 1 << 62
@@ -57,7 +57,7 @@ class ReferenceSet(Protocol):
 
     metadata: dict[str, Any]
 
-    async def chunks(self, path: str, geometry: LevelGeometry, blank: Callable[[], bytes]) -> Chunks:
+    async def chunks(self, path: str, geometry: LevelGeometry, blank: Callable[[], bytes | None]) -> Chunks:
         """The chunks of one array; an inline one that equals ``blank()`` counts as not stored.
 
         Raises:
@@ -122,7 +122,7 @@ class _JsonReferences:
             if not name.startswith(".z"):
                 self._folders.setdefault(folder, []).append(key)
 
-    async def chunks(self, path: str, geometry: LevelGeometry, blank: Callable[[], bytes]) -> Chunks:  # noqa: ARG002
+    async def chunks(self, path: str, geometry: LevelGeometry, blank: Callable[[], bytes | None]) -> Chunks:  # noqa: ARG002
         tiles = _empty(geometry)
         target: str | None = None
         for key in self._keys_of(path):
@@ -191,7 +191,7 @@ class _ParquetReferences:
         self._folder = folder
         self._record_rows = record_rows
 
-    async def chunks(self, path: str, geometry: LevelGeometry, blank: Callable[[], bytes]) -> Chunks:
+    async def chunks(self, path: str, geometry: LevelGeometry, blank: Callable[[], bytes | None]) -> Chunks:
         tiles = _empty(geometry)
         targets: set[str] = set()
         count = len(tiles.offset)
@@ -231,7 +231,12 @@ class _ParquetReferences:
         return columns
 
     def _fill(
-        self, tiles: TileRanges, first: int, columns: Mapping[str, list[Any]], path: str, blank: Callable[[], bytes]
+        self,
+        tiles: TileRanges,
+        first: int,
+        columns: Mapping[str, list[Any]],
+        path: str,
+        blank: Callable[[], bytes | None],
     ) -> set[str]:
         """Enter the rows of one record; returns the objects that they name."""
         used = min(self._record_rows, len(tiles.offset) - first)

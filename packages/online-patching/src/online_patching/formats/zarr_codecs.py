@@ -86,10 +86,20 @@ def codecs_of(encoding: TileEncoding, geometry: LevelGeometry) -> ChunkCodecs:
     raise ValueError(f"a plain decoder gives other pixels than RGB for {codec} tiles in {colour}")
 
 
-def encoding_of(compressor: Any, filters: Any) -> TileEncoding:
+class ColourNotStatedError(ValueError):
+    """JPEG chunks whose colours only their own markers can tell."""
+
+
+def encoding_of(compressor: Any, filters: Any, *, stream_colour: Colour | None = None) -> TileEncoding:
     """The encoding that a format 2 array's codecs describe.
 
+    Args:
+        compressor: JSON value of the array's metadata.
+        filters: JSON value of the array's metadata.
+        stream_colour: What the chunks' own markers say of their colours, where the compressor says nothing.
+
     Raises:
+        ColourNotStatedError: Neither says.
         ValueError: Unknown codecs, or ones that leave the colours to a guess; what is allowed.
     """
     predictor = 2 if _is_delta(filters) else 1
@@ -104,7 +114,7 @@ def encoding_of(compressor: Any, filters: Any) -> TileEncoding:
         raise ValueError(f"codec {name!r}{' with a filter' * (predictor == 2)}; known: {', '.join(KNOWN_IDS)}, none")
     if name == "imagecodecs_jpeg2k":
         return TileEncoding(Codec.JPEG2000)
-    return _jpeg(compressor)
+    return _jpeg(compressor, stream_colour)
 
 
 def blank_chunk(codecs: ChunkCodecs, geometry: LevelGeometry) -> bytes:
@@ -122,12 +132,28 @@ def blank_chunk(codecs: ChunkCodecs, geometry: LevelGeometry) -> bytes:
     return bytes(numcodecs.get_codec(codecs.compressor).encode(white))
 
 
-def _jpeg(config: Mapping[str, Any]) -> TileEncoding:
+def jpeg_stream_colour(data: bytes) -> Colour | None:
+    """Colours that the markers at the start of a JPEG stream state (JFIF; Adobe's APP14, ITU-T T.872), or None."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in (0xDA, 0xD9):
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        body = data[place + 4 : place + 2 + length]
+        if marker == 0xE0 and body.startswith(b"JFIF\0"):
+            return Colour.YCBCR
+        if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
+            return {0: Colour.RGB, 1: Colour.YCBCR}.get(body[11])
+        place += 2 + max(length, 2)
+    return None
+
+
+def _jpeg(config: Mapping[str, Any], stream_colour: Colour | None) -> TileEncoding:
     if config.get("header") or _colour(config.get("colorspace_data")) is not Colour.RGB:
         raise ValueError("JPEG chunks with a header of their own, or whose data are not stated to be RGB")
-    colour = _colour(config.get("colorspace_jpeg"))
+    stated = config.get("colorspace_jpeg")
+    colour = stream_colour if stated is None else _colour(stated)
     if colour is None:
-        raise ValueError("JPEG chunks without a stated colorspace_jpeg: their colours would be a guess")
+        problem = "JPEG chunks whose colours neither colorspace_jpeg nor their own markers state"
+        raise ColourNotStatedError(problem) if stated is None else ValueError(problem)
     tables = config.get("tables")
     if tables is not None and not isinstance(tables, str):
         raise ValueError("JPEG tables that are no base64 text")
