@@ -249,7 +249,8 @@ class ParquetWriter:
                 white = blank_chunk(array.codecs, array.geometry)
                 columns["raw"] = pa.array([None if there else white for there in stored], pa.binary())
             name = folder / f"refs.{(first + begin) // RECORD_TILES}.parq"
-            pq.write_table(pa.table(columns), name, compression="zstd", write_statistics=False)
+            # Without statistics that say that no number is missing, fastparquet makes floats of them.
+            pq.write_table(pa.table(columns), name, compression="zstd", write_statistics=["offset", "size"])
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
