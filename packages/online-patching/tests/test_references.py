@@ -190,9 +190,10 @@ def test_tiles_that_were_not_stored_read_plainly_as_white(tmp_path: Path, kind: 
     assert (pixels[:128, 128:256] != 255).any()
 
 
-def write_33003(path: Path) -> None:
-    """Unsubsampled YCbCr in JPEG 2000, as no marker in the stream tells."""
-    image = cv2.cvtColor(tissue_image(256, 256, 1), cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+def write_33003(path: Path, *, next_level: bool = False) -> None:
+    """Unsubsampled YCbCr in JPEG 2000, as no marker in the stream tells; the next level is zstd."""
+    rgb = tissue_image(256, 256, 1)
+    image = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
     tiles = [
         imagecodecs.jpeg2k_encode(np.ascontiguousarray(image[y : y + 128, x : x + 128]), codecformat="J2K", mct=False)
         for y in (0, 128)
@@ -206,8 +207,13 @@ def write_33003(path: Path) -> None:
             tile=(128, 128),
             photometric="rgb",
             compression=33003,
+            resolution=(20_000, 20_000),
+            resolutionunit="CENTIMETER",
             metadata=None,
         )
+        if next_level:
+            small = np.ascontiguousarray(rgb[::2, ::2])
+            writer.write(small, tile=(128, 128), photometric="rgb", compression="zstd", metadata=None)
 
 
 def test_what_a_plain_reader_would_read_wrongly_is_left_out_by_name(
@@ -232,6 +238,30 @@ def test_what_a_plain_reader_would_read_wrongly_is_left_out_by_name(
     assert main([*export[:-1], output + "2", "--slides", "none"]) == 2
     assert "no slide 'none'" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["catalog", "good.tif", "refs.json", "ycc.tif"]
+
+
+def test_a_level_that_is_left_out_changes_no_resolution(tmp_path: Path) -> None:
+    write_33003(tmp_path / "x.tif", next_level=True)
+    index_cohort([str(tmp_path / "x.tif")], str(tmp_path / "catalog"), progress=False)
+    catalog = Catalog.open(str(tmp_path / "catalog"))
+    assert catalog.row("x").header.mpp == pytest.approx(0.5)
+    report = export_references(catalog, str(tmp_path / "refs.json"), format="kerchunk-json")
+    assert (report.slides, report.levels, report.tiles, len(report.left_out)) == (1, 1, 1, 1)
+    references = json.loads((tmp_path / "refs.json").read_text())["refs"]
+    assert [level["path"] for level in json.loads(references["x/.zattrs"])["levels"]] == ["1"]
+    slide = open_slide(str(tmp_path / "refs.json"))
+    assert slide.mpp == pytest.approx(1.0)
+    whole = {"x_px": 0, "y_px": 0, "width_px": 128, "height_px": 128}
+    np.testing.assert_array_equal(slide.read_level(level=0, **whole), catalog.slide("x").read_level(level=1, **whole))
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    encodings: Catalog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    output = str(tmp_path / "file" / "refs.json")
+    assert main(["export", "--catalog", encodings.url, "--format", "kerchunk-json", "--output", output]) == 2
+    assert "refs.json: cannot be written" in capsys.readouterr().err
 
 
 def test_urls_carry_no_credentials_and_arguments_are_checked(encodings: Catalog, tmp_path: Path) -> None:

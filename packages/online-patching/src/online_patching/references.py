@@ -23,11 +23,11 @@ import imagecodecs
 import numpy as np
 
 from online_patching import loop
-from online_patching.bytesource import ByteRange
+from online_patching.bytesource import ByteRange, shown_url
 from online_patching.catalog import Catalog
 from online_patching.catalog_files import SlideRow
 from online_patching.decode import decode_tile
-from online_patching.errors import CorruptTileError
+from online_patching.errors import CorruptTileError, StorageError
 from online_patching.formats.header import Codec, Colour
 from online_patching.formats.zarr_codecs import ChunkCodecs, codecs_of
 from online_patching.reader import RangeTiles
@@ -92,15 +92,21 @@ def export_references(
     rows = list(catalog) if slides is None else [catalog.row(slide_id) for slide_id in slides]
     urls = {public_url(each.url) for row in rows for each in row.objects}
     report = ExportReport()
-    with contextlib.ExitStack() as stack:
-        writer: ReferenceWriter
-        if format == "kerchunk-json":
-            writer = stack.enter_context(JsonWriter(output, urls=urls, storage_options=storage_options))
-        else:
-            writer = stack.enter_context(ParquetWriter(output, storage_options=storage_options))
-        writer.group("", {"slides": len(rows)})
-        for row in rows:
-            loop.run(_export_slide(catalog, row, writer, report))
+    try:
+        with contextlib.ExitStack() as stack:
+            writer: ReferenceWriter
+            if format == "kerchunk-json":
+                writer = stack.enter_context(JsonWriter(output, urls=urls, storage_options=storage_options))
+            else:
+                writer = stack.enter_context(ParquetWriter(output, storage_options=storage_options))
+            writer.group("", {"slides": len(rows)})
+            for row in rows:
+                loop.run(_export_slide(catalog, row, writer, report))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StorageError(
+            f"{shown_url(output)}: cannot be written ({reason}); check the place and its space"
+        ) from error
     return report
 
 
@@ -110,22 +116,22 @@ async def _export_slide(catalog: Catalog, row: SlideRow, writer: ReferenceWriter
     if not isinstance(tiles, RangeTiles):
         report.left_out.append(f"slide {row.id}: not exported: {_unreferable(row)}")
         return
-    written = 0
+    plans: dict[int, ChunkCodecs] = {}
     for level in range(len(row.header.levels)):
         try:
-            codecs = await _plan(tiles, level)
+            plans[level] = await _plan(tiles, level)
         except _LeftOut as reason:
             report.left_out.append(f"slide {row.id}: level {level} not exported: {reason}")
-            continue
-        if not written:
-            writer.group(zarr_key(row.id), slide_attributes(SlideEntry(row.id, row.url, row.header)))
-        report.tiles += await _export_level(row, tiles, level, codecs, writer)
-        written += 1
-    if written:
-        report.slides += 1
-        report.levels += written
-    elif row.header.levels:
+    if not plans:
         report.left_out.append(f"slide {row.id}: not exported: a plain reader can be told the colours of no level")
+        return
+    attributes = slide_attributes(SlideEntry(row.id, row.url, row.header))
+    attributes["levels"] = [attributes["levels"][level] for level in plans]
+    writer.group(zarr_key(row.id), attributes)
+    for level, codecs in plans.items():
+        report.tiles += await _export_level(row, tiles, level, codecs, writer)
+    report.slides += 1
+    report.levels += len(plans)
 
 
 async def _export_level(

@@ -81,7 +81,8 @@ async def _read_slide(store: Store, reader: HeaderReader, references: ReferenceS
         encodings.append(await _encoding(store, reader, level, objects[number]))
     header = SlideHeader(
         vendor=VENDOR,
-        mpp=_mpp(references.metadata, group, names),
+        # The finest level's own first: an export may have left out finer ones, which the group's refers to.
+        mpp=_mpp(references.metadata, [levels[0].path, group]),
         levels=tuple(_with_downsamples(reader, [level.geometry for level in levels])),
         encodings=tuple(encodings),
         level_objects=tuple(numbers) if len(objects) > 1 else (),
@@ -91,8 +92,9 @@ async def _read_slide(store: Store, reader: HeaderReader, references: ReferenceS
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """One array: its name in messages, its codecs, and where its chunks lie."""
+    """One array: its key, its name in messages, its metadata, and where its chunks lie."""
 
+    path: str
     name: str
     zarray: dict[str, Any]
     geometry: LevelGeometry
@@ -150,7 +152,7 @@ async def _level(reader: HeaderReader, references: ReferenceSet, path: str) -> _
     with contextlib.suppress(ColourNotStatedError):
         _encoding_of(reader, name, zarray)
     chunks = await references.chunks(path, geometry, partial(_blank, reader, name, zarray, geometry))
-    return _Level(name, zarray, geometry, chunks)
+    return _Level(path, name, zarray, geometry, chunks)
 
 
 def _encoding_of(
@@ -252,9 +254,8 @@ def _with_downsamples(reader: HeaderReader, levels: list[LevelGeometry]) -> list
     return result
 
 
-def _mpp(metadata: dict[str, Any], group: str, names: list[str]) -> float | None:
-    """Resolution of level 0 in um per pixel, where the attributes of the group, or of its only array, state it."""
-    paths = [group] if len(names) > 1 else [group, "/".join(filter(None, [group, *names]))]
+def _mpp(metadata: dict[str, Any], paths: list[str]) -> float | None:
+    """Resolution of level 0 in um per pixel, where the attributes of one of the paths state it."""
     for path in paths:
         attributes = metadata.get(f"{path}/.zattrs" if path else ".zattrs")
         mpp: Any = attributes.get("mpp") if isinstance(attributes, dict) else None
