@@ -250,7 +250,8 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (_chunk("[1]", ZARRAY), "a JSON list, not an object"),
     (_chunk("{", ZARRAY), "not valid JSON"),
     (_set(ZARRAY, "shape", [1200, 400, 3]), "not levels of one pyramid|outside"),
-    (lambda document: document.update(templates={}), "template .* is not given"),
+    (lambda document: document.update(templates={}), "template in .* is not given"),
+    (lambda document: document.update(templates={"u0": "{{u0}}{{u0}}"}), "template in .* is not given"),
     (lambda document: document.update(templates={"u0": "memory://x"}), "it refers to 'memory://x'; allowed"),
     (lambda document: document.update(templates={"u0": "simplecache::file:///etc/passwd"}), "it refers to"),
     (lambda document: document.update(templates=[]), "templates that are no texts"),
@@ -327,6 +328,13 @@ print(time.process_time() - started, (resource.getrusage(resource.RUSAGE_SELF).r
         seconds, megabytes = map(float, costs.split())
         assert seconds < (3 if name == "many" else 1), name
         assert megabytes < 256, name
+
+
+def test_a_single_array_whose_chunks_have_other_keys_is_refused(good: str, tmp_path: Path) -> None:
+    zarray = json.loads(good)["refs"][ZARRAY]
+    (tmp_path / "x.json").write_text(json.dumps({".zarray": zarray, "0.0": ["a.svs", 0, 10]}))
+    with pytest.raises(SlideFormatError, match=r"'0\.0' is no chunk key such as"):
+        open_slide(str(tmp_path / "x.json"))
 
 
 def test_parquet_that_is_none(tmp_path: Path, good: str) -> None:

@@ -67,6 +67,8 @@ async def read_parquet_slide(store: Store, folder: str, slide: str) -> tuple[Fou
 async def _read_slide(store: Store, reader: HeaderReader, references: ReferenceSet, slide: str, url: str) -> FoundSlide:
     group, names = _pick(reader, references.metadata, slide, shown_url(url).rpartition("/")[2])
     levels = [await _level(reader, references, "/".join(filter(None, [group, name]))) for name in names]
+    if sum(len(level.chunks.tiles.length) for level in levels) > 2 * MAX_TILES:
+        raise reader.error(f"its arrays have more than {2 * MAX_TILES} tiles together")
     levels.sort(key=lambda level: -level.geometry.width_px)
     targets = [None if each.chunks.target is None else _resolved(reader, url, each.chunks.target) for each in levels]
     urls = list(dict.fromkeys(target for target in targets if target is not None))
@@ -177,7 +179,9 @@ async def _encoding(store: Store, reader: HeaderReader, level: _Level, pinned: P
             start, length = (
                 int(values[stored[0]]) for values in (level.chunks.tiles.offset, level.chunks.tiles.length)
             )
-            (head,) = await store.open(pinned.url).read_ranges([(start, min(length, JPEG_HEAD_BYTES))])
+            (head,) = await store.open(pinned.url).read_ranges(
+                [(start, min(length, JPEG_HEAD_BYTES))], expected=pinned.info
+            )
             reader.requests += 1
             reader.bytes_read += len(head)
             colour = jpeg_stream_colour(head)

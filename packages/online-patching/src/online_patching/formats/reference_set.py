@@ -128,8 +128,8 @@ class _JsonReferences:
         for key in self._keys_of(path):
             match = _CHUNK_KEY.fullmatch(key)
             if match is None or (match[1] or "") != path:
-                if path:
-                    raise self._reader.error(f"{key[:200]!r} is no chunk key such as '{path[:100]}/0.0.0': damaged")
+                if path or "/" not in key:
+                    raise self._reader.error(f"{key[:200]!r} is no chunk key such as '0.0.0': damaged")
                 continue
             row, column = int(match[2]), int(match[4])
             if row >= geometry.tiles_y or column >= geometry.tiles_x or int(match[5]):
@@ -159,11 +159,11 @@ class _JsonReferences:
         raise self._reader.error(f"chunk {key[:200]!r} is no [url, offset, length]: only byte ranges are read")
 
     def _rendered(self, target: str) -> str:
-        for name, value in self._templates.items():
-            target = target.replace("{{" + name + "}}", value)
-        if "{{" in target:
-            raise self._reader.error(f"the template {target[:200]!r} is not given")
-        return target
+        # In one pass, so that templates within templates cannot grow.
+        rendered = re.sub(r"\{\{([^{}]*)\}\}", lambda found: self._templates.get(found[1].strip(), found[0]), target)
+        if "{{" in rendered:
+            raise self._reader.error(f"the template in {target[:200]!r} is not given, or is one to be computed")
+        return rendered
 
 
 async def read_parquet(store: Store, reader: HeaderReader, folder: str) -> ReferenceSet:
