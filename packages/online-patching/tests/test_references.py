@@ -18,8 +18,11 @@ import tifffile
 from online_patching import Catalog, CatalogError, SlideFormatError, open_slide
 from online_patching.cli import main
 from online_patching.decode import Pixels
+from online_patching.formats.header import Codec, TileEncoding
+from online_patching.formats.zarr_codecs import codecs_of
+from online_patching.geometry import LevelGeometry
 from online_patching.jobs import index_cohort
-from online_patching.reference_files import public_url
+from online_patching.reference_files import JsonWriter, LevelArray, ParquetWriter, public_url
 from online_patching.references import ReferenceFormat, export_references
 from online_patching.storage import list_slides, open_folder
 from online_patching.zarr_view import zarr_key
@@ -253,6 +256,24 @@ def test_a_level_that_is_left_out_changes_no_resolution(tmp_path: Path) -> None:
     assert slide.mpp == pytest.approx(1.0)
     whole = {"x_px": 0, "y_px": 0, "width_px": 128, "height_px": 128}
     np.testing.assert_array_equal(slide.read_level(level=0, **whole), catalog.slide("x").read_level(level=1, **whole))
+
+
+def test_a_reference_costs_few_bytes(tmp_path: Path) -> None:
+    """Of a level of 40,000 tiles of 3 to 20 KB that lie one behind the other."""
+    geometry = LevelGeometry(51_200, 51_200, 256, 256, 1.0)
+    lengths = np.random.default_rng(0).integers(3000, 20_000, 40_000)
+    ranges = list(zip((np.cumsum(lengths) - lengths).tolist(), lengths.tolist(), strict=True))
+    url = "s3://bucket/cohort/slide.svs"
+    array = LevelArray("slide/0", geometry, codecs_of(TileEncoding(Codec.JPEG), geometry), {}, url)
+    with (
+        JsonWriter(str(tmp_path / "r.json"), urls={url}) as as_json,
+        ParquetWriter(str(tmp_path / "r.parquet")) as parts,
+    ):
+        for writer in (as_json, parts):
+            writer.array(array)
+            writer.tiles(array, 0, ranges)
+    assert (tmp_path / "r.json").stat().st_size / 40_000 < 50
+    assert sum(file.stat().st_size for file in (tmp_path / "r.parquet").rglob("*")) / 40_000 < 5
 
 
 def test_a_place_that_cannot_be_written_is_one_line(

@@ -250,7 +250,15 @@ class ParquetWriter:
                 columns["raw"] = pa.array([None if there else white for there in stored], pa.binary())
             name = folder / f"refs.{(first + begin) // RECORD_TILES}.parq"
             # Without statistics that say that no number is missing, fastparquet makes floats of them.
-            pq.write_table(pa.table(columns), name, compression="zstd", write_statistics=["offset", "size"])
+            pq.write_table(
+                pa.table(columns),
+                name,
+                compression="zstd",
+                write_statistics=["offset", "size"],
+                # Differences of offsets are small: 4 bytes a tile in place of 7.
+                use_dictionary=["path"],
+                column_encoding={"offset": "DELTA_BINARY_PACKED"},
+            )
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
