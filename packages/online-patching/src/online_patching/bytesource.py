@@ -7,6 +7,7 @@ length than asked for is an error, and so is an object whose size or version dif
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,6 +104,12 @@ def entity_tag(info: ObjectInfo | None) -> str | None:
 def join_url(folder: str, *names: str) -> str:
     """A path below a folder given as URL or local path."""
     return "/".join([folder.rstrip("/"), *names])
+
+
+def split_reference_url(url: str) -> tuple[str, str] | None:
+    """File or folder and slide of a URL of kerchunk references (``refs.json#slide``), or None for another URL."""
+    found = re.fullmatch(r"(.*\.(?:json|parquet|parq)(?:\?[^#]*)?)/?(?:#(.*))?", url, re.DOTALL | re.IGNORECASE)
+    return None if found is None else (found[1], found[2] or "")
 
 
 def local_path(url: str) -> str | None:

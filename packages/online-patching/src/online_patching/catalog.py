@@ -30,6 +30,9 @@ from online_patching.stored_slide import read_stored_tiles
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import zarr
+
+    from online_patching.zarr_view import SlideEntry
 
 # Slides whose front and blocks, or polygon, are kept; a stream touches far fewer at a time.
 KEPT_SLIDES = 512
@@ -90,6 +93,9 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __contains__(self, slide_id: object) -> bool:
+        return isinstance(slide_id, str) and self.rows.number_of(slide_id) is not None
+
     def __iter__(self) -> Iterator[SlideRow]:
         return iter(self.rows)
 
@@ -132,7 +138,31 @@ class Catalog:
 
     def slide(self, slide_id: str) -> Slide:
         """One slide, without reading the headers of its file again."""
-        return Slide(self.handle(slide_id), slide_id=slide_id)
+        return Slide(self.handle(slide_id), slide_id=slide_id, url=self.row(slide_id).url)
+
+    def ids(self) -> list[str]:
+        """Ids of all slides, in order."""
+        ids: list[str] = self.rows.arrow["id"].to_pylist()
+        return ids
+
+    def zarr(self) -> zarr.Group:
+        """The whole cohort as one lazy, read-only Zarr group: ``catalog.zarr()["a"]["0"][2000:2256, 1000:1256]``.
+
+        A slide is looked up by its id; one with ``/``, ``%`` or a backslash is percent-quoted (``a/b`` is ``a%2Fb``).
+        Levels are as in ``Slide.zarr``. Nothing but the slide table is read until pixels are.
+        """
+        # Costs more than the rest of the package to import.
+        from online_patching.zarr_view import ZarrSlides, open_group
+
+        return open_group(ZarrSlides(self.shown_url, self.ids, self._zarr_entry, self.handle))
+
+    def _zarr_entry(self, slide_id: str) -> SlideEntry | None:
+        from online_patching.zarr_view import SlideEntry
+
+        if slide_id not in self:
+            return None
+        row = self.row(slide_id)
+        return SlideEntry(row.id, row.url, self.header(slide_id))
 
     def header(self, slide_id: str) -> SlideHeader:
         """Levels, encodings, properties and resolution of one slide."""

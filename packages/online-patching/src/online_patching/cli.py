@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--experimental", action="store_true", help="open experimental formats too (see README)")
     info.add_argument("--json", action="store_true", help="as JSON")
 
+    export = _command(commands, "export", _export, "references for readers that do not know this package")
+    export.add_argument("--format", required=True, choices=["kerchunk-json", "kerchunk-parquet"])
+    export.add_argument("--output", required=True, help="JSON file or Parquet folder to make, local path or URL")
+    export.add_argument("--slides", nargs="+", metavar="ID", help="only these slides")
+
     look = _command(commands, "preview", _preview, "a picture of foreground and patches")
     look.add_argument("--output", type=Path, default=Path("preview.png"))
     _stream_arguments(look)
@@ -230,6 +235,27 @@ def _info(arguments: argparse.Namespace) -> int:
             facts, lines = catalog_info(catalog), catalog_lines
     print(json.dumps(facts, indent=2) if arguments.json else "\n".join(lines(facts)))
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from online_patching.references import export_references
+
+    catalog = Catalog.open(
+        arguments.catalog,
+        storage_options=arguments.storage_options,
+        slide_storage_options=arguments.slide_storage_options,
+    )
+    report = export_references(
+        catalog,
+        arguments.output,
+        format=arguments.format,
+        slides=arguments.slides,
+        storage_options=arguments.storage_options,
+    )
+    for line in report.left_out:
+        print(line, file=sys.stderr)
+    print(f"exported {report.levels} levels of {report.slides} slides: {report.tiles} tiles")
+    return 1 if report.left_out else 0
 
 
 def _stream(arguments: argparse.Namespace) -> PatchStream:

@@ -24,6 +24,7 @@ from online_patching.bytesource import (
     local_path,
     shown_url,
     split_object_url,
+    split_reference_url,
     storage_error,
 )
 from online_patching.errors import AccessDeniedError, NotFoundError, StorageError
@@ -36,7 +37,7 @@ TIFF_SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".scn", ".bif", ".ndpi")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 ZARR_SUFFIX = ".zarr"
 # A set of references is a file among many of its kind: only one that is named is meant.
-REFERENCES_SUFFIX = ".json"
+REFERENCES_SUFFIXES = (".json", ".parquet", ".parq")
 SLIDE_SUFFIXES = (*TIFF_SUFFIXES, *DICOM_SUFFIXES, ZARR_SUFFIX)
 
 CandidateKind = Literal["file", "dicom", "zarr", "references"]
@@ -115,7 +116,7 @@ def kind_of(name: str) -> CandidateKind | None:
         return "dicom"
     if lowered.endswith(TIFF_SUFFIXES):
         return "file"
-    return "references" if lowered.endswith(REFERENCES_SUFFIX) else None
+    return "references" if lowered.endswith(REFERENCES_SUFFIXES) else None
 
 
 def _candidates_of(url: str, options: dict[str, Any]) -> Sequence[Candidate]:
@@ -130,6 +131,8 @@ def _candidates_of(url: str, options: dict[str, Any]) -> Sequence[Candidate]:
         found = _match(_walk(root, options), root, below, url)
         # The name of an object may hold a character that means something in a glob.
         return found or _named(url, options) or _nothing(url, root, _walk(root, options))
+    if split_reference_url(url) is not None:
+        return [Candidate(url, "references")]
     kind = kind_of(url.partition("?")[0] if web else url)
     if kind is not None and not (exists and kind != "zarr" and Path(path or "").is_dir()):
         return [Candidate(url if kind != "zarr" else url.rstrip("/"), kind)]
@@ -176,7 +179,7 @@ def _nothing(url: str, root: str, entries: Iterator[_Found]) -> NoReturn:
 def _match(entries: Iterator[_Found], root: str, below: str | None, asked: str) -> list[Candidate]:
     """The candidates among the entries of a root, in order of their names."""
     fits = _glob_filter(below) if below is not None else None
-    references = asked.lower().endswith(REFERENCES_SUFFIX)
+    references = asked.lower().endswith(REFERENCES_SUFFIXES)
     found = []
     for entry in entries:
         kind = kind_of(entry.path)

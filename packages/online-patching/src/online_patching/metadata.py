@@ -24,8 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from online_patching.bytesource import local_path, split_object_url
-from online_patching.listing import REFERENCES_SUFFIX, SLIDE_SUFFIXES
+from online_patching.bytesource import local_path, split_object_url, split_reference_url
+from online_patching.listing import REFERENCES_SUFFIXES, SLIDE_SUFFIXES
 from online_patching.slide_row import Scalar
 from online_patching.slide_table import RESERVED_COLUMNS, as_kind, common_kind
 from online_patching.tcga import parse_barcode
@@ -73,9 +73,15 @@ class MetadataJoin:
 
 
 def slide_id_of(url: str) -> str:
-    """The id a slide gets: its file name without the suffixes of slides (a folder's name may hold dots of its own)."""
-    name = file_name_of(url)
-    for suffix in (*SLIDE_SUFFIXES, REFERENCES_SUFFIX, OME_SUFFIX):
+    """The id a slide gets: its file name without the suffixes of slides (a folder's name may hold dots of its own).
+
+    Of references to several slides it is what picks one of them (``refs.json#id``).
+    """
+    place, slide = split_reference_url(url) or (url, "")
+    if slide:
+        return unquote(slide)
+    name = file_name_of(place)
+    for suffix in (*SLIDE_SUFFIXES, *REFERENCES_SUFFIXES, OME_SUFFIX):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             name = name[: -len(suffix)]
     return name

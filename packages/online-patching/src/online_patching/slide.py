@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from online_patching import loop
+from online_patching.bytesource import shown_url
 from online_patching.decode import Pixels
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
@@ -22,6 +23,14 @@ from online_patching.index import index_slide
 from online_patching.plan import PatchRequest, patch_window
 from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, open_handle, read_windows
 from online_patching.storage import Store
+
+if TYPE_CHECKING:
+    import zarr
+
+    from online_patching.zarr_view import SlideEntry
+
+# The name of the one slide in the store behind Slide.zarr: a URL is no good key.
+ZARR_NAME = "slide"
 
 
 def open_slide(
@@ -46,7 +55,9 @@ def open_slide(
     store = Store(storage_options)
     indexed = loop.run(index_slide(str(url), store, experimental=experimental))
     header = replace(indexed.header, mpp=_checked_mpp(mpp)) if mpp is not None else indexed.header
-    return Slide(open_handle(store, indexed.objects, header, InMemoryLookup(indexed.tiles)), slide_id=str(url))
+    return Slide(
+        open_handle(store, indexed.objects, header, InMemoryLookup(indexed.tiles)), slide_id=str(url), url=str(url)
+    )
 
 
 def _checked_mpp(mpp: float) -> float:
@@ -58,9 +69,10 @@ def _checked_mpp(mpp: float) -> float:
 class Slide:
     """One slide that can be read at any place and magnification; made by ``open_slide`` or ``Catalog.slide``."""
 
-    def __init__(self, handle: SlideHandle, *, slide_id: str) -> None:
+    def __init__(self, handle: SlideHandle, *, slide_id: str, url: str) -> None:
         self.handle = handle
         self.slide_id = slide_id
+        self.url = url
 
     def __repr__(self) -> str:
         base = self.levels[0]
@@ -173,6 +185,30 @@ class Slide:
         if not windows:
             return np.empty((0, size_px, size_px, 3), np.uint8)
         return np.stack([_raised(pixels) for pixels in await read_windows(windows)])
+
+    def zarr(self) -> zarr.Group:
+        """The slide as a lazy, read-only Zarr group of one array a level: ``slide.zarr()["0"][2000:2256, 1000:1256]``.
+
+        Returns:
+            Arrays of shape (height, width, 3), uint8 RGB, whose chunks are the stored tiles; places that the scanner
+            did not store are 255. Reading them raises what ``read_level`` raises.
+        """
+        # Costs more than the rest of the package to import.
+        from online_patching.zarr_view import ZarrSlides, open_group
+
+        slides = ZarrSlides(shown_url(self.url), self._zarr_names, self._zarr_entry, self._zarr_handle)
+        return open_group(slides, ZARR_NAME)
+
+    def _zarr_names(self) -> tuple[str, ...]:
+        return (ZARR_NAME,)
+
+    def _zarr_entry(self, name: str) -> SlideEntry | None:
+        from online_patching.zarr_view import SlideEntry
+
+        return SlideEntry(self.slide_id, self.url, self.header) if name == ZARR_NAME else None
+
+    def _zarr_handle(self, _: str) -> SlideHandle:
+        return self.handle
 
 
 def _raised(pixels: Pixels | CorruptTileError) -> Pixels:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from online_patching.bytesource import local_path
+from online_patching.bytesource import local_path, split_reference_url
 from online_patching.errors import NotFoundError
 from online_patching.formats.dicom_level import is_dicom
 from online_patching.formats.dicom_slide import read_dicom_file, read_dicom_folder
 from online_patching.formats.header import FoundSlide
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.kerchunk_refs import read_json_slide, read_parquet_slide
 from online_patching.formats.ome_zarr import read_ome_zarr
 from online_patching.formats.tiff_slide import read_tiff_slide
 from online_patching.storage import Store
@@ -23,7 +24,7 @@ HEAD_BYTES = 132
 MIN_BYTES = 16
 TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, OME-TIFF, DICOM, OME-Zarr"
+SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, OME-TIFF, DICOM, OME-Zarr, kerchunk references"
 
 
 async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[FoundSlide, int, int]:
@@ -41,15 +42,19 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
-    if _is_folder(url):
-        return await _read_folder(store, url)
-    source = store.open(url)
+    place, slide = split_reference_url(url) or (url, "")
+    if place.lower().endswith((".parquet", ".parq")):
+        found, reader = await read_parquet_slide(store, place, slide)
+        return found, reader.requests, reader.bytes_read
+    if _is_folder(place):
+        return await _read_folder(store, place)
+    source = store.open(place)
     try:
         info = await source.info()
     except NotFoundError as missing:
         # A store knows no folders: what is no object may still be the start of some objects' names.
         try:
-            return await _read_folder(store, url)
+            return await _read_folder(store, place)
         except NotFoundError:
             raise missing from None
     reader = HeaderReader(source, info)
@@ -62,6 +67,8 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         return dicom.slide, dicom.requests, dicom.bytes_read
     if head[:4] in TIFF_MAGIC:
         found = await read_tiff_slide(reader, experimental=experimental)
+    elif head.lstrip().startswith(b"{"):
+        found = await read_json_slide(store, reader, slide)
     else:
         raise reader.error(f"not a slide: it starts with {head[:16]!r}; supported: {SUPPORTED}")
     return found, reader.requests, reader.bytes_read
