@@ -88,6 +88,11 @@ def test_what_tifffile_writes_of_real_slides(tmp_path: Path) -> None:
             write_tifffile_references(path, output, version=1)
         except (SlideFormatError, tifffile.TiffFileError, ValueError):
             continue
+        if expected.header.encodings[0].colour.samples != 3:
+            # Grey, or with opacity: the arrays of others have as many channels as are stored.
+            with pytest.raises(SlideFormatError, match=path.stem):
+                open_slide(str(output))
+            continue
         slide = open_slide(str(output))
         if path.stem != "unreadable" and len(slide.levels) == len(expected.levels):
             assert_same_pixels(slide, expected)
@@ -103,7 +108,7 @@ def test_our_own_export_comes_back(slide_folder: Path, catalog: Catalog, tmp_pat
     export_references(catalog, output, format=kind)
     for slide_id in "abc":
         slide = open_slide(f"{output}#{slide_id}")
-        assert slide.mpp == catalog.row(slide_id).header.mpp
+        assert slide.mpp == catalog.row(slide_id).mpp
         assert_same_pixels(slide, catalog.slide(slide_id))
     with pytest.raises(SlideFormatError, match=rf"of 3 slides \(a, b, c\); name one, as {NAMES[kind]}#a"):
         open_slide(output)

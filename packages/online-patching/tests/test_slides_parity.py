@@ -19,6 +19,7 @@ from online_patching import CorruptTileError, PatchingError, Slide, open_slide
 from online_patching.decode import Pixels
 from online_patching.formats.header import Codec, Colour
 from shared_fixtures import real_files, real_folder
+from slide_checks import OTHER_PIXELS
 from written_slides import tissue_image, write_pyramid
 
 # Larger levels are compared in windows: corners, edges and random places.
@@ -32,11 +33,6 @@ WHOLE = 1e-6
 REFUSED: dict[str, str] = {}
 # Slides that this package reads and OpenSlide refuses: name -> why, and who judges the pixels.
 READ_HERE_ONLY = {"sm_image_jpegls.dcm": "OpenSlide knows no JPEG-LS; test_dicom compares it with pydicom"}
-# Slides whose pixels differ by design: name -> why. They must equal tifffile's instead.
-OTHER_PIXELS = {
-    "test_orient6.tif": "orientation tag 6: OpenSlide mirrors each tile in itself (not the image) where libtiff decodes"
-    " it and ignores the tag of colour JPEGs; here pixels are always those stored",
-}
 
 
 def aligned(slide: Slide, level: int, x: int, y: int) -> tuple[int, int, tuple[int, int]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import openslide
 import pytest
 import zarr
 from online_patching import Catalog, CorruptTileError, Slide, SlideFormatError, open_slide
-from online_patching.bytesource import ObjectInfo, PinnedObject
-from online_patching.catalog_files import CatalogFolder, SlideRow
+from online_patching.catalog_files import CatalogFolder
 from online_patching.decode import Pixels
 from online_patching.jobs import index_cohort
 from online_patching.listing import list_slides
 from online_patching.reader import SlideHandle, TileSource
+from online_patching.slide_table import empty_table
 from online_patching.zarr_view import zarr_key
 from s3_server import S3Server
 from shared_fixtures import real_files
+from slide_checks import OTHER_PIXELS
 from written_slides import tissue_image, write_pyramid
 
 WINDOW_PX = 300
@@ -88,7 +90,8 @@ def test_real_slides_read_the_same_through_the_catalogs_group(tmp_path: Path) ->
         assert isinstance(slide_group, zarr.Group)
         try:
             assert_reads_as_read_level(slide_group, catalog.slide(slide_id))
-            compared += assert_reads_as_openslide(slide_group, path)
+            if path.name not in OTHER_PIXELS:
+                compared += assert_reads_as_openslide(slide_group, path)
         except CorruptTileError as error:
             assert path.name in str(error)  # noqa: PT017
             with pytest.raises(openslide.OpenSlideError):
@@ -177,16 +180,15 @@ def test_absent_tiles_are_white_and_corrupt_ones_an_error(slide_folder: Path) ->
         array[...]
 
 
-def test_any_id_is_a_key_and_listing_opens_no_slide(slide_folder: Path) -> None:
-    header = open_slide(str(slide_folder / "a.svs")).header
+def test_any_id_is_a_key_and_listing_opens_no_slide(catalog: Catalog) -> None:
     ids = ["a/b", "50%", "a%2Fb", "ünïcode 😐", "..", "c\\d", "zarr.json", "__x", "plain"]
     ids += [f"slide-{k}" for k in range(2000)]
-    nowhere = PinnedObject("s3://user:word@nowhere/x.svs?sig=secret", ObjectInfo(10, "v"))
-    rows = [SlideRow(name, nowhere.url, (nowhere,), header) for name in ids]
-    catalog = Catalog(CatalogFolder("none"), rows)
-    group = catalog.zarr()
-    assert "slide-7" in catalog
-    assert "none" not in catalog
+    place, nowhere = f"{catalog.url}/slides/a", "s3://user:word@nowhere/x.svs?sig=secret"
+    rows = [replace(catalog.row("a"), id=name, url=nowhere, folder=place) for name in ids]
+    many = Catalog(CatalogFolder("none"), empty_table().updated(rows))
+    group = many.zarr()
+    assert "slide-7" in many
+    assert "none" not in many
     for name in ids[:9]:
         assert group[zarr_key(name)].attrs["id"] == name
     assert group["ünïcode 😐"].attrs["id"] == "ünïcode 😐"
