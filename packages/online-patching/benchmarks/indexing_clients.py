@@ -27,7 +27,7 @@ import tifffile
 from kerchunk.tiff import tiff_to_zarr  # type: ignore[import-untyped]
 from online_patching import loop
 from online_patching.index import SlideIndex, index_slide
-from online_patching.jobs import INDEX_THREADS, index_cohort
+from online_patching.jobs import INDEX_WORKERS, index_cohort
 from online_patching.storage import Store
 
 Ranges = npt.NDArray[np.int64]
@@ -109,7 +109,7 @@ def tifffile_client(options: Mapping[str, Any], cache: Mapping[str, Any] | None)
             return [(page.dataoffsets, page.databytecounts) for level in levels for page in level.pages if page]
 
     def cohort(urls: list[str]) -> None:
-        with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        with ThreadPoolExecutor(INDEX_WORKERS) as pool:
             list(pool.map(index, urls))
 
     return Client(name, index, lambda found: [_ranges(*each) for each in found], cohort if cache else None)
@@ -150,7 +150,7 @@ def _async_tiff(options: Mapping[str, Any]) -> Client:
     from async_tiff.store import S3Store  # type: ignore[import-not-found]
 
     stores: dict[str, Any] = {}
-    gate = asyncio.Semaphore(INDEX_THREADS)
+    gate = asyncio.Semaphore(INDEX_WORKERS)
 
     async def read(url: str) -> list[Any]:
         bucket, _, path = url.removeprefix("s3://").partition("/")

@@ -211,7 +211,7 @@ def test_through_a_catalog(s3_server: S3Server, bucket: str, folder: Path, tmp_p
     requests = [
         PatchRequest(row.id, x, y, 100, mpp) for row in catalog for x, y in [(-5, 20), (300, 400)] for mpp in (0.5, 1.1)
     ]
-    slides = {row.id: open_slide(str(folder / f"{row.id}.zarr")) for row in catalog}
+    slides = {row.id: open_slide(str(folder / f"{row.id}.ome.zarr")) for row in catalog}
     for request, patch in zip(requests, catalog.read_patches(requests), strict=True):
         near = slides[request.slide_id].read_patch(
             x_level0_px=request.x_level0_px, y_level0_px=request.y_level0_px, size_px=100, mpp=request.mpp

@@ -80,8 +80,7 @@ def mask_to_polygon(
         for outline, links in zip(contours, links_of, strict=True)
         if links[3] < 0 and (part := _part(outline, int(links[2]), contours, links_of, smallest)) is not None
     ]
-    # Contours run through pixel centres: half a pixel outwards makes them run along pixel edges.
-    whole = shapely.union_all(parts).buffer(0.5, join_style="mitre").simplify(tolerance_mask_px)
+    whole = shapely.union_all(parts).simplify(tolerance_mask_px)
     height, width = mask.shape
     scaled = shapely.transform(
         whole, lambda xy: (xy + 0.5) * np.array([width_level0_px / width, height_level0_px / height])
@@ -111,6 +110,14 @@ def _part(
     hole = first_hole
     while hole >= 0:
         if len(contours[hole]) >= 4 and cv2.contourArea(contours[hole]) >= smallest:
-            holes.append(contours[hole][:, 0, :].astype(np.float64))
+            holes.append(_ring(contours[hole], -0.5))
         hole = int(links[hole][0])
-    return shapely.make_valid(Polygon(outline[:, 0, :].astype(np.float64), holes))
+    return shapely.difference(_ring(outline, 0.5), shapely.union_all(holes))
+
+
+def _ring(contour: Contour, outwards_px: float) -> shapely.Geometry:
+    """What a contour encloses, along pixel edges: both kinds of contour run through centres of the mask's pixels.
+
+    Moved before holes are cut out: where tissue is one pixel thin, a hole's contour lies on the outline's.
+    """
+    return shapely.make_valid(Polygon(contour[:, 0, :].astype(np.float64))).buffer(outwards_px, join_style="mitre")
