@@ -53,9 +53,10 @@ format: setup ## mend the style where a program can
 	$(RUN)/ruff check --fix
 	$(RUN)/ruff format
 
-bench: setup ## reading and indexing against their peers, each in one run
+bench: setup ## reading and indexing against their peers, and a catalog of a million slides
 	$(UV) sync --locked --group bench
 	$(RUN)/python packages/online-patching/benchmarks/indexing.py
+	$(RUN)/python packages/online-patching/benchmarks/catalog_scale.py
 	$(RUN)/python packages/online-patching/benchmarks/readers.py
 
 wheels: setup ## build each wheel and import it alone in a fresh environment
