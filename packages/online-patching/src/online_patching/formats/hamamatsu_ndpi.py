@@ -20,9 +20,9 @@ from online_patching.formats import tiff
 from online_patching.formats.header import Codec, Colour, FoundSlide, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.jpeg_header import JpegHeader, parse_jpeg_header
+from online_patching.formats.pyramid import MAX_SIDE_PX
 from online_patching.formats.tiff import TiffIfd
 from online_patching.formats.tiff_level import (
-    MAX_SIDE_PX,
     MAX_TILE_AREA_PX,
     TiffLevel,
     as_pyramid,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from online_patching.bytesource import PinnedObject, join_url, local_path, shown_url
 from online_patching.formats.header import Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.pyramid import MAX_LEVELS, MAX_SIDE_PX, downsampled
 from online_patching.formats.reference_set import Chunks, ReferenceSet, read_json, read_parquet
 from online_patching.formats.zarr_codecs import (
     ColourNotStatedError,
@@ -35,10 +36,8 @@ from online_patching.storage import Store
 VENDOR = "kerchunk-references"
 PARQUET_METADATA = ".zmetadata"
 REMOTE_SCHEMES = ("s3", "az", "abfs", "abfss", "gs", "gcs", "http", "https")
-MAX_SIDE_PX, MAX_TILE_PX, MAX_TILES, MAX_LEVELS = 1 << 24, 1 << 14, 1 << 22, 64
+MAX_TILE_PX, MAX_TILES = 1 << 14, 1 << 22
 JPEG_HEAD_BYTES = 4096
-# A level's sides may differ from level 0's by rounding, and by a tile's padding on small levels.
-ASPECT_TOLERANCE = 0.02
 
 
 async def read_json_slide(store: Store, reader: HeaderReader, slide: str) -> FoundSlide:
@@ -85,7 +84,7 @@ async def _read_slide(store: Store, reader: HeaderReader, references: ReferenceS
         vendor=VENDOR,
         # The finest level's own first: an export may have left out finer ones, which the group's refers to.
         mpp=_mpp(references.metadata, [levels[0].path, group]),
-        levels=tuple(_with_downsamples(reader, [level.geometry for level in levels])),
+        levels=tuple(downsampled(level.geometry, levels[0].geometry, error=reader.error) for level in levels),
         encodings=tuple(encodings),
         level_objects=tuple(numbers) if len(objects) > 1 else (),
     )
@@ -241,21 +240,6 @@ def _check_ends(reader: HeaderReader, tiles: TileRanges, pinned: PinnedObject) -
             f"{beyond} references lie past the end of {shown_url(pinned.url)} at {pinned.info.size}: made for another"
             " file, or the file is cut off"
         )
-
-
-def _with_downsamples(reader: HeaderReader, levels: list[LevelGeometry]) -> list[LevelGeometry]:
-    base = levels[0]
-    result = []
-    for level in levels:
-        down_x, down_y = base.width_px / level.width_px, base.height_px / level.height_px
-        padding = max(level.tile_width_px / level.width_px, level.tile_height_px / level.height_px)
-        if abs(down_x / down_y - 1) > max(ASPECT_TOLERANCE, padding):
-            raise reader.error(
-                f"its arrays of {base.width_px} x {base.height_px} and {level.width_px} x {level.height_px} px are not"
-                " levels of one pyramid"
-            )
-        result.append(replace(level, downsample=(down_x + down_y) / 2))
-    return result
 
 
 def _mpp(metadata: dict[str, Any], paths: list[str]) -> float | None:
