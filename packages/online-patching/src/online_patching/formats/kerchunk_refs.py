@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from online_patching.bytesource import PinnedObject, join_url, local_path, shown_url
 from online_patching.formats.header import Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.jpeg_header import stated_colour
 from online_patching.formats.pyramid import MAX_LEVELS, MAX_SIDE_PX, downsampled
 from online_patching.formats.reference_set import Chunks, ReferenceSet, read_json, read_parquet
 from online_patching.formats.zarr_codecs import (
@@ -28,7 +29,6 @@ from online_patching.formats.zarr_codecs import (
     blank_chunk,
     codecs_of,
     encoding_of,
-    jpeg_stream_colour,
 )
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import Store
@@ -183,7 +183,7 @@ async def _encoding(store: Store, reader: HeaderReader, level: _Level, pinned: P
             )
             reader.requests += 1
             reader.bytes_read += len(head)
-            colour = jpeg_stream_colour(head)
+            colour = stated_colour(head)
         if colour is None:
             raise reader.error(f"{level.name}: {error}") from None
         return _encoding_of(reader, level.name, level.zarray, colour)
