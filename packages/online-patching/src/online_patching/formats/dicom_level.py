@@ -31,7 +31,7 @@ from online_patching.formats.dicom_frames import (
     frame_ranges,
 )
 from online_patching.formats.dicom_grid import PER_FRAME_GROUPS, by_tile, per_frame_bytes, tiles_of_frames
-from online_patching.formats.header import Codec, Colour, TileEncoding, TileRanges
+from online_patching.formats.header import Codec, Colour, TileEncoding, TileRanges, bounded_properties
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.pyramid import MAX_SIDE_PX
 from online_patching.geometry import LevelGeometry
@@ -288,4 +288,4 @@ def _properties(values: DataSet, syntax: str) -> dict[str, str]:
         "TransferSyntaxUID": syntax,
         "objective-power": values.text(LENS_POWER),
     }
-    return {name: text for name, text in found.items() if text}
+    return bounded_properties(found)

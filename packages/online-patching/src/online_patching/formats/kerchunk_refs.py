@@ -18,11 +18,12 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from online_patching.bytesource import PinnedObject, join_url, local_path, shown_url
+from online_patching.bytesource import PinnedObject, check_url, join_url, local_path, shown_url
+from online_patching.errors import StorageError
 from online_patching.formats.header import Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.jpeg_header import stated_colour
-from online_patching.formats.pyramid import MAX_LEVELS, MAX_SIDE_PX, downsampled
+from online_patching.formats.pyramid import MAX_LEVELS, MAX_SIDE_PX, MAX_TILE_AREA_PX, downsampled
 from online_patching.formats.reference_set import Chunks, ReferenceSet, read_json, read_parquet
 from online_patching.formats.zarr_codecs import (
     ColourNotStatedError,
@@ -36,7 +37,7 @@ from online_patching.storage import Store
 VENDOR = "kerchunk-references"
 PARQUET_METADATA = ".zmetadata"
 REMOTE_SCHEMES = ("s3", "az", "abfs", "abfss", "gs", "gcs", "http", "https")
-MAX_TILE_PX, MAX_TILES = 1 << 14, 1 << 22
+MAX_TILES = 1 << 22
 JPEG_HEAD_BYTES = 4096
 
 
@@ -145,8 +146,11 @@ async def _level(reader: HeaderReader, references: ReferenceSet, path: str) -> _
         raise reader.error(f"{name} is {described}; a level is (height, width, 3) uint8 with all channels in a chunk")
     if zarray.get("order", "C") != "C":
         raise reader.error(f"{name} has the order {str(zarray['order'])[:20]!r} (allowed: 'C')")
-    if max(shape) > MAX_SIDE_PX or max(tile) > MAX_TILE_PX:
-        raise reader.error(f"{name} has {shape} px in tiles of {tile} (allowed: {MAX_SIDE_PX} and {MAX_TILE_PX})")
+    if max(shape) > MAX_SIDE_PX or tile[0] * tile[1] > MAX_TILE_AREA_PX:
+        raise reader.error(
+            f"{name} has {shape} px in tiles of {tile} px (allowed: sides up to {MAX_SIDE_PX}, {MAX_TILE_AREA_PX} px a"
+            " tile)"
+        )
     geometry = LevelGeometry(shape[1], shape[0], tile[1], tile[0], 1.0)
     if geometry.tiles_x * geometry.tiles_y > MAX_TILES:
         raise reader.error(f"{name} has {geometry.tiles_x} x {geometry.tiles_y} tiles (allowed: {MAX_TILES})")
@@ -193,7 +197,8 @@ def _blank(reader: HeaderReader, name: str, zarray: dict[str, Any], geometry: Le
     """What our own Parquet export writes for a tile that was not stored, if it can have written such an array."""
     try:
         return blank_chunk(codecs_of(_encoding_of(reader, name, zarray), geometry), geometry)
-    except ValueError:
+    except (ValueError, RuntimeError):
+        # RuntimeError: the codec cannot hold a tile of that size, so nobody wrote one with it.
         return None
 
 
@@ -212,6 +217,10 @@ def _resolved(reader: HeaderReader, url: str, target: str) -> str:
         SlideFormatError: It must not be opened from there.
     """
     remote = local_path(url) is None
+    try:
+        check_url(target)
+    except StorageError as error:
+        raise reader.error(f"it refers to an object that cannot be: {error}") from error
     scheme = target.partition("://")[0].lower() if "://" in target else ""
     if "::" in target or (scheme not in ("", "file", *REMOTE_SCHEMES)):
         allowed = ", ".join(("file", *REMOTE_SCHEMES))

@@ -14,6 +14,8 @@ from online_patching.geometry import LevelGeometry
 
 # Sixteen million pixels a side: four metres of glass at 0.25 um a pixel.
 MAX_SIDE_PX = 1 << 24
+# 4096 x 4096 px are 50 MB decoded; more in one tile is a bomb or no slide.
+MAX_TILE_AREA_PX = 1 << 24
 MAX_LEVELS = 64
 # Share by which a level's aspect may differ from level 0's.
 ASPECT_TOLERANCE = 0.02

@@ -17,14 +17,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from online_patching.formats import tiff
-from online_patching.formats.header import Codec, Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
+from online_patching.formats.header import (
+    Codec,
+    Colour,
+    FoundSlide,
+    SlideHeader,
+    TileEncoding,
+    TileRanges,
+    bounded_properties,
+)
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.formats.pyramid import MAX_SIDE_PX, downsampled
+from online_patching.formats.pyramid import MAX_SIDE_PX, MAX_TILE_AREA_PX, downsampled
 from online_patching.formats.tiff import TiffIfd
 from online_patching.geometry import LevelGeometry
 
-# 4096 x 4096 px are 50 MB decoded; more in one tile is a bomb or no slide.
-MAX_TILE_AREA_PX = 1 << 24
 # Tiles of all levels of a slide: 380,000 x 380,000 px in tiles of 256 and its pyramid below.
 MAX_TILES = 3 << 20
 # No encoding makes a tile much larger than its raw samples.
@@ -199,8 +205,8 @@ async def _read_encoding(reader: HeaderReader, ifd: TiffIfd) -> TileEncoding:
         raise reader.error(f"TIFF compression {compression} ({name}) is not read; {_SUPPORTED}")
     if bits != [8] or planar != 1 or sample_format not in (1, 4) or fill_order != 1:
         raise reader.error(
-            f"samples of {'/'.join(map(str, bits))} bits, format {sample_format}, planar configuration {planar}, fill"
-            f" order {fill_order}: only 8-bit unsigned interleaved samples are read; {_SUPPORTED}"
+            f"samples of {'/'.join(map(str, bits[:4]))} bits, format {sample_format}, planar configuration {planar},"
+            f" fill order {fill_order}: only 8-bit unsigned interleaved samples are read; {_SUPPORTED}"
         )
     alpha = await ifd.number(tiff.EXTRA_SAMPLES, _UNSPECIFIED) if samples in (2, 4) else _UNSPECIFIED
     if colour is None or (colour is Colour.GREY_EXTRA and alpha != _UNSPECIFIED):
@@ -249,6 +255,6 @@ def slide_of(
         mpp=mpp,
         levels=tuple(level.geometry for level in levels),
         encodings=tuple(level.encoding for level in levels),
-        properties=properties,
+        properties=bounded_properties(properties),
     )
     return FoundSlide(header, tuple(level.tiles for level in levels), (reader.pinned,))
