@@ -13,6 +13,8 @@ from xml.etree.ElementTree import Element
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.xml_header import children, parse_xml
 
+# Slides come with 5 to 200 KB; a hostile megabyte takes some 0.3 s.
+MAX_XML_CHARACTERS = 1 << 20
 MAX_IMAGES = 256
 # More digits than any size or number of a slide has.
 MAX_DIGITS = 9
@@ -62,6 +64,8 @@ def read_ome(reader: HeaderReader, text: str) -> OmeImage:
     Raises:
         SlideFormatError: The text is no OME-XML with an image, or larger than allowed.
     """
+    if len(text) > MAX_XML_CHARACTERS:
+        raise reader.error(f"OME-XML of {len(text)} characters (allowed: {MAX_XML_CHARACTERS}): the file is damaged")
     root = parse_xml(reader, text)
     images = list(children(root, "Image"))
     if not images:
