@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import openslide
 from online_patching import Slide
-from online_patching.bytesource import ByteRange, ObjectInfo
+from online_patching.bytesource import ByteRange, ObjectInfo, PinnedObject
 from online_patching.errors import PatchingError
 from online_patching.index import SlideIndex, index_slide
 from online_patching.loop import run
@@ -21,13 +21,15 @@ OTHER_PIXELS = {
 }
 
 
+MEMORY_URL = "memory://cohort/slide"
+
+
 class MemorySource:
     """Bytes in memory as an object (a source like any other: it only has no network)."""
 
-    url = "memory://slide"
-
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, url: str = MEMORY_URL) -> None:
         self.data = data
+        self.url = url
 
     async def info(self) -> ObjectInfo:
         return ObjectInfo(len(self.data), "1")
@@ -37,35 +39,44 @@ class MemorySource:
 
 
 class MemoryStore(Store):
-    """A store that holds one object, whatever its name."""
+    """A store that holds one object, alone in its folder."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, url: str = MEMORY_URL) -> None:
         super().__init__()
-        self.source = MemorySource(data)
+        self.source = MemorySource(data, url)
 
     def open(self, url: str) -> MemorySource:
         return self.source
+
+    async def list_folder(self, folder_url: str) -> list[PinnedObject]:
+        return [PinnedObject(self.source.url, await self.source.info())]
+
+
+def index_bytes(data: bytes, url: str = MEMORY_URL) -> SlideIndex:
+    """Index a slide in memory, whatever its format."""
+    return run(index_slide(url, MemoryStore(data, url), experimental=True))
+
+
+def index_or_error(data: bytes, url: str = MEMORY_URL) -> SlideIndex | PatchingError:
+    """The index of a slide in memory, or the typed error that it ends in."""
+    try:
+        return index_bytes(data, url)
+    except PatchingError as error:
+        return error
 
 
 def assert_damage_is_survived(data: bytes) -> None:
     """Indexing ends within a second, in a valid geometry or in an error that names the file."""
     started = time.monotonic()
-    result = _index_or_error(data)
+    result = index_or_error(data)
     assert time.monotonic() - started < 1
     if isinstance(result, PatchingError):
-        assert "memory://slide" in str(result)
+        assert MEMORY_URL in str(result)
         return
     for level, tiles in zip(result.header.levels, result.tiles, strict=True):
         assert min(level.width_px, level.height_px, level.tile_width_px, level.tile_height_px) > 0
         assert len(tiles.offset) == len(tiles.length) == level.tiles_x * level.tiles_y
         assert ((tiles.offset + tiles.length <= len(data)) | (tiles.length == 0)).all()
-
-
-def _index_or_error(data: bytes) -> SlideIndex | PatchingError:
-    try:
-        return run(index_slide("memory://slide", MemoryStore(data), experimental=True))
-    except PatchingError as error:
-        return error
 
 
 def assert_levels_equal_openslide(

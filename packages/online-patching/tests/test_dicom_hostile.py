@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from online_patching import SlideFormatError
-from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject
 from online_patching.errors import PatchingError
-from online_patching.index import SlideIndex, index_slide
-from online_patching.loop import run
-from online_patching.storage import Store
+from slide_checks import index_bytes, index_or_error
 from written_dicom import write_dicom
 from written_slides import tissue_image
 
@@ -26,42 +23,6 @@ SECONDS, MEMORY_BYTES = 1.0, 256 << 20
 ITEM, ITEM_END, SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0", b"\xfe\xff\xdd\xe0"
 UNDEFINED = b"\xff" * 4
 PER_FRAME, SPECIMEN = b"\x00\x52\x30\x92SQ\0\0", b"\x40\x00\x60\x05SQ\0\0"
-
-
-class MemorySource:
-    """Bytes in memory as an object (a source like any other: it only has no network)."""
-
-    url = URL
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    async def info(self) -> ObjectInfo:
-        return ObjectInfo(len(self.data), "1")
-
-    async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
-        return [self.data[start : start + length] for start, length in ranges]
-
-
-class MemoryStore(Store):
-    """A store of one object alone in its folder."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__()
-        self.source = MemorySource(data)
-
-    def open(self, url: str) -> ByteSource:
-        return self.source
-
-    async def list_folder(self, folder_url: str) -> list[PinnedObject]:
-        return [PinnedObject(URL, await self.source.info())]
-
-
-def index_or_error(data: bytes) -> SlideIndex | PatchingError:
-    try:
-        return run(index_slide(URL, MemoryStore(data)))
-    except PatchingError as error:
-        return error
 
 
 def assert_names_the_file(error: PatchingError) -> None:
@@ -73,12 +34,12 @@ def refusal(data: bytes) -> str:
     """The error of a hostile file, which must come in time and in little memory."""
     started = time.monotonic()
     with pytest.raises(SlideFormatError) as caught:
-        run(index_slide(URL, MemoryStore(data)))
+        index_bytes(data, URL)
     assert time.monotonic() - started < SECONDS
     assert_names_the_file(caught.value)
     tracemalloc.start()
     try:
-        index_or_error(data)
+        index_or_error(data, URL)
         assert tracemalloc.get_traced_memory()[1] < MEMORY_BYTES
     finally:
         tracemalloc.stop()
@@ -117,7 +78,7 @@ def test_damaged_files_end_in_a_typed_error_quickly(files: dict[str, bytes], dat
             damaged[place : place + 4] = data.draw(st.binary(min_size=4, max_size=4))
     cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
     started = time.monotonic()
-    result = index_or_error(bytes(damaged[:cut]))
+    result = index_or_error(bytes(damaged[:cut]), URL)
     assert time.monotonic() - started < SECONDS
     if isinstance(result, PatchingError):
         assert_names_the_file(result)
@@ -133,7 +94,7 @@ def test_damaged_files_end_in_a_typed_error_quickly(files: dict[str, bytes], dat
 def test_cut_files_are_refused(files: dict[str, bytes], share: float, name: str) -> None:
     # The delimiter behind the last frame may be lost: every frame is there.
     data = files[name]
-    result = index_or_error(data[: int(share * (len(data) - 9))])
+    result = index_or_error(data[: int(share * (len(data) - 9))], URL)
     assert isinstance(result, SlideFormatError)
     assert_names_the_file(result)
 

@@ -16,10 +16,12 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from online_patching import CorruptTileError, open_slide
+from online_patching import CorruptTileError, SlideFormatError, StorageError, open_slide
 from online_patching.decode import decode_tile
 from online_patching.errors import PatchingError
 from online_patching.formats.header import Codec, Colour, TileEncoding
+from online_patching.listing import list_slides
+from slide_checks import index_bytes
 from tiff_bytes import Page, tiff_bytes
 from written_slides import tissue_image
 
@@ -136,3 +138,28 @@ def test_what_another_writer_wrote_and_was_cut_off_is_refused(tmp_path: Path) ->
         path.write_bytes(whole[:cut])
         with pytest.raises(PatchingError, match=r"cut\.tif"):
             open_slide(str(path))
+
+
+@pytest.mark.parametrize("url", ["a\0", "file://\0", "http://[", "http://", "http://h:99999/x", "s3://b/\ud800"])
+def test_a_url_that_no_object_can_have_is_one_line(url: str) -> None:
+    for use in (open_slide, list_slides):
+        with pytest.raises(StorageError, match="not a usable URL or path") as caught:
+            use(url)
+        assert str(caught.value).isprintable()
+
+
+def test_sub_directories_that_are_no_numbers_are_refused_by_reason() -> None:
+    pixels = '<Pixels SizeX="512" SizeY="512" SizeC="3"><Channel SamplesPerPixel="3"/></Pixels>'
+    description = f"<OME><Image>{pixels}</Image></OME>\0"
+    data = tiff_bytes([Page(512, 512, padding=0, tags={270: (2, description), 330: (2, "abcdefgh\0")})])
+    with pytest.raises(SlideFormatError, match="tag 330 holds no whole number"):
+        index_bytes(data)
+
+
+def test_facts_of_absurd_length_or_number_are_left_out() -> None:
+    fields = "|".join(f"k{k} = v" for k in range(5000))
+    description = f"Aperio\r\nx|MPP = 0.5|long = {'x' * 100_000}|{fields}\0"
+    index = index_bytes(tiff_bytes([Page(512, 512, padding=0, tags={270: (2, description)})]))
+    assert index.header.mpp == 0.5
+    assert "long" not in index.header.properties
+    assert len(index.header.properties) == 1000

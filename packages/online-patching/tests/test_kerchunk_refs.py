@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kerchunk.tiff
 import numpy as np
 import pytest
 import tifffile
@@ -75,6 +76,14 @@ def test_what_tifffile_writes_of_a_jpeg_level(tmp_path: Path, photometric: str) 
     image = tissue_image(500, 400, 2)
     tifffile.imwrite(path, image, tile=(128, 128), photometric=photometric, compression="jpeg", metadata=None)
     write_tifffile_references(path, tmp_path / "refs.json", version=0)
+    assert_same_pixels(open_slide(str(tmp_path / "refs.json")), open_slide(str(path)))
+
+
+def test_what_kerchunk_writes_of_a_tiff(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, tissue_image(500, 400, 4), tile=(128, 128), compression="deflate", metadata=None)
+    references = kerchunk.tiff.tiff_to_zarr(str(path))
+    (tmp_path / "refs.json").write_text(json.dumps({"version": 1, "refs": references}))
     assert_same_pixels(open_slide(str(tmp_path / "refs.json")), open_slide(str(path)))
 
 
@@ -220,13 +229,13 @@ def _chunk(value: Any, key: str = "a/0/0.0.0") -> Callable[[dict[str, Any]], Non
 ZARRAY = "a/0/.zarray"
 HOSTILE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (_set(ZARRAY, "shape", [1200, 1500, 4]), "a level is .height, width, 3. uint8"),
-    (_set(ZARRAY, "shape", [10**30, 1500, 3]), "allowed: 16777216"),
+    (_set(ZARRAY, "shape", [10**30, 1500, 3]), "sides up to 16777216"),
     (_set(ZARRAY, "shape", [1200, True, 3]), "a level is"),
     (_set(ZARRAY, "shape", [-1, 1500, 3]), "a level is"),
     (_set(ZARRAY, "shape", {}), "a level is"),
     (_set(ZARRAY, "shape", [1_200_000, 1_500_000, 3]), "11719 x 9375 tiles .allowed: 4194304"),
     (_set(ZARRAY, "chunks", [0, 128, 3]), "a level is"),
-    (_set(ZARRAY, "chunks", [1 << 20, 1 << 20, 3]), "allowed: 16777216 and 16384"),
+    (_set(ZARRAY, "chunks", [1 << 20, 1 << 20, 3]), "allowed: sides up to 16777216, 16777216 px a tile"),
     (_set(ZARRAY, "dtype", "<u2"), "a level is"),
     (_set(ZARRAY, "order", "F"), "allowed: 'C'"),
     (_set(ZARRAY, "zarr_format", 3), "not of Zarr format 2"),
@@ -259,6 +268,11 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda document: document.update(templates={"u0": "{{u0}}{{u0}}"}), "template in .* is not given"),
     (lambda document: document.update(templates={"u0": "memory://x"}), "it refers to 'memory://x'; allowed"),
     (lambda document: document.update(templates={"u0": "simplecache::file:///etc/passwd"}), "it refers to"),
+    (lambda document: document.update(templates={"u0": "http://["}), "an object that cannot be: .*Invalid IPv6"),
+    (lambda document: document.update(templates={"u0": "http://"}), "an object that cannot be: .*no host"),
+    (lambda document: document.update(templates={"u0": "http://h:99999/x"}), "an object that cannot be: .*Port"),
+    (lambda document: document.update(templates={"u0": "a\0"}), "an object that cannot be: .*NUL"),
+    (lambda document: document.update(templates={"u0": "\ud800"}), "an object that cannot be: .*encode"),
     (lambda document: document.update(templates=[]), "templates that are no texts"),
     (lambda document: document.update(gen=[{"key": "x"}]), "to be generated"),
     (lambda document: document.update(version=2), "no kerchunk references"),

@@ -10,10 +10,14 @@ import openslide
 import pytest
 import tifffile
 from online_patching import SlideFormatError, open_slide
+from online_patching.bytesource import ObjectInfo
+from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.ome import read_ome
+from slide_checks import MemorySource
 from tiff_bytes import Page, tiff_bytes
 from written_slides import tissue_image
 
+READER = HeaderReader(MemorySource(b""), ObjectInfo(0, "1"))
 IMAGE = tissue_image(600, 400, 1)
 MPP = {"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}
 
@@ -107,7 +111,7 @@ def ome(pixels: str, *, inner: str = '<Channel SamplesPerPixel="3"/>', image: st
     ],
 )
 def test_mpp_comes_in_any_unit(size: str, mpp: float | None) -> None:
-    found = read_ome(ome(f'SizeX="9" SizeY="9" {size}')).mpp
+    found = read_ome(READER, ome(f'SizeX="9" SizeY="9" {size}')).mpp
     assert found == (pytest.approx(mpp) if mpp is not None else None)
 
 
@@ -117,7 +121,7 @@ def test_a_prefixed_namespace_is_read_as_bio_formats_reads_it() -> None:
         '<ome:Image><ome:Pixels SizeX="10" SizeY="20" SizeC="3" SizeZ="1" SizeT="1">'
         '<ome:Channel SamplesPerPixel="3"/><ome:TiffData IFD="2"/></ome:Pixels></ome:Image></ome:OME>'
     )
-    image = read_ome(text)
+    image = read_ome(READER, text)
     assert (image.size, image.planes, image.ifd) == ((10, 20), (1, 1, 1), 2)
 
 
@@ -133,6 +137,12 @@ def test_a_prefixed_namespace_is_read_as_bio_formats_reads_it() -> None:
         ),
         (ome('SizeX="511" SizeY="512"'), "another size"),
         ('<OME><BinaryOnly MetadataFile="x.ome"/></OME>', "without an image"),
+        ('<OME><Image Name="a"/></OME>', "no Pixels"),
+        (ome('SizeX="512" SizeY="nine"'), "SizeY='nine'"),
+        ("<OME><Image/>" * 257, "cannot be read"),
+        (f"<OME>{'<Image/>' * 257}</OME>", "257 images"),
+        ("<!DOCTYPE a><OME/>", "document type"),
+        ("<OME", "cannot be read"),
     ],
 )
 def test_what_the_description_says_must_hold(tmp_path: Path, description: str, reason: str) -> None:

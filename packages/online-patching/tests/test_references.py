@@ -17,9 +17,9 @@ import pytest
 import tifffile
 from online_patching import Catalog, CatalogError, SlideFormatError, open_slide
 from online_patching.cli import main
-from online_patching.decode import Pixels
+from online_patching.decode import Pixels, decode_tile
 from online_patching.formats.header import Codec, Colour, TileEncoding
-from online_patching.formats.zarr_codecs import codecs_of
+from online_patching.formats.zarr_codecs import blank_chunk, codecs_of
 from online_patching.geometry import LevelGeometry
 from online_patching.jobs import index_cohort
 from online_patching.listing import list_slides
@@ -30,11 +30,12 @@ from online_patching.zarr_view import zarr_key
 from s3_server import S3Server
 from shared_fixtures import real_files
 from slide_checks import OTHER_PIXELS
+from written_dicom import write_dicom
 from written_slides import tissue_image, write_pyramid
 
 Window = tuple[str, int, int, int, int]
 FORMATS: tuple[ReferenceFormat, ...] = ("kerchunk-json", "kerchunk-parquet")
-PLAIN = {(codec, Colour.RGB) for codec in Codec} | {(Codec.JPEG, Colour.YCBCR)}
+PLAIN = {(codec, Colour.RGB) for codec in Codec} | {(Codec.JPEG, Colour.YCBCR), (Codec.JPEG, Colour.GREY)}
 NAMES = {"kerchunk-json": "refs.json", "kerchunk-parquet": "refs.parquet"}
 
 
@@ -95,6 +96,8 @@ def write_encodings(folder: Path) -> list[Path]:
         ("deflate plain", "deflate", False),
         ("lzw", "lzw", True),
         ("zstd", "zstd", True),
+        ("packbits", "packbits", False),
+        ("webp", "webp", False),
         ("jpeg_rgb", "jpeg", False),
     ):
         write_pyramid(folder / f"{name}.tif", image, compression=compression, predictor=predictor)
@@ -110,6 +113,9 @@ def write_encodings(folder: Path) -> list[Path]:
             subsampling=subsampling,
             metadata=None,
         )
+    grey = np.ascontiguousarray(image[..., 1])
+    tifffile.imwrite(folder / "jpeg_grey.tif", grey, tile=(128, 128), compression="jpeg", metadata=None)
+    write_dicom(folder / "jpegls.dcm", image, series="1.2.3", codec="jpegls")
     return sorted(folder.iterdir())
 
 
@@ -123,9 +129,23 @@ def encodings(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_encoding_reads_plainly_as_ours(encodings: Catalog, tmp_path: Path, kind: ReferenceFormat) -> None:
-    assert len(encodings) == 8
+    assert len(encodings) == 12
     windows = [window for row in encodings for window in windows_of(encodings, row.id)]
     assert_plainly_read_as_ours(encodings, windows, tmp_path, kind)
+    for row in encodings:
+        back, slide = open_slide(f"{tmp_path / NAMES[kind]}#{row.id}"), encodings.slide(row.id)
+        assert back.header.encodings == slide.header.encodings
+        for level, geometry in enumerate(slide.levels):
+            whole = {"x_px": 0, "y_px": 0, "width_px": geometry.width_px, "height_px": geometry.height_px}
+            pixels, expected = (each.read_level(level=level, **whole) for each in (back, slide))
+            np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("codec", [Codec.JPEG, Codec.WEBP, Codec.JPEG_LS, Codec.PACKBITS, Codec.DEFLATE, Codec.RAW])
+def test_a_blank_chunk_is_white_in_every_codec(codec: Codec) -> None:
+    geometry, encoding = LevelGeometry(256, 256, 128, 64, 1.0), TileEncoding(codec)
+    blank = blank_chunk(codecs_of(encoding, geometry), geometry)
+    assert (decode_tile(blank, encoding, 128, 64) == 255).all()
 
 
 @pytest.mark.slides_parity

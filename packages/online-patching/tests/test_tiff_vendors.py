@@ -16,7 +16,7 @@ from online_patching import SlideFormatError
 from online_patching.index import index_slide
 from online_patching.loop import run
 from online_patching.storage import Store
-from slide_checks import MemoryStore, assert_damage_is_survived
+from slide_checks import MEMORY_URL, MemoryStore, assert_damage_is_survived, index_bytes
 from written_slides import tissue_image
 from written_vendor_slides import Pixels, write_leica, write_ndpi, write_philips, write_ventana
 
@@ -54,12 +54,12 @@ def header_places(name: str) -> list[tuple[int, int]]:
 @dialects
 def test_a_dialect_opens_only_where_experimental_formats_are_asked_for(name: str) -> None:
     with pytest.raises(SlideFormatError, match=rf"a {name}: .* experimental.*own writing.*experimental=True"):
-        run(index_slide("memory://slide", MemoryStore(written(name))))
+        run(index_slide(MEMORY_URL, MemoryStore(written(name))))
 
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "Hamamatsu NDPI"])
 def test_opening_reads_headers_only(name: str) -> None:
-    index = run(index_slide("memory://slide", MemoryStore(written(name)), experimental=True))
+    index = index_bytes(written(name))
     directories = len(header_places(name)) - 1
     arrays = sum(12 * len(ranges.offset) for ranges in index.tiles)
     texts = sum(end - start for start, end in header_places(name))

@@ -7,11 +7,13 @@ length than asked for is an error, and so is an object whose size or version dif
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from online_patching.errors import SlideChangedError, SlideFormatError, StorageError
 from online_patching.store_errors import shown_url as shown_url
@@ -99,6 +101,25 @@ def entity_tag(info: ObjectInfo | None) -> str | None:
     if info is None or not info.version or info.version.startswith(_MODIFIED):
         return None
     return f'"{info.version}"'
+
+
+def check_url(url: str) -> None:
+    """Refuse what no store and no disk can have an object at.
+
+    Raises:
+        StorageError: The URL or path holds a NUL or what cannot be encoded, or a web address has no host or a bad port.
+    """
+    path = local_path(url)
+    try:
+        encoded = url.encode() if path is None else os.fsencode(path)
+        if b"\0" in encoded:
+            raise ValueError("it holds a NUL character")
+        if url.startswith(("http://", "https://")):
+            parts = urlsplit(url)
+            if not parts.hostname or parts.port == 0:
+                raise ValueError("it names no host or the port 0")
+    except ValueError as error:
+        raise StorageError(f"{ascii(shown_url(url))[:200]}: not a usable URL or path ({error}); check it") from error
 
 
 def join_url(folder: str, *names: str) -> str:

@@ -20,11 +20,10 @@ import numpy.typing as npt
 from online_patching.errors import CorruptTileError
 from online_patching.formats.frames import check_jpeg, check_jpeg2000
 from online_patching.formats.header import Codec, Colour, TileEncoding
+from online_patching.formats.jpeg_header import JCS_GREY, JCS_RGB, JCS_UNKNOWN, JCS_YCBCR
 
 Pixels = npt.NDArray[np.uint8]
 
-# libjpeg's colour space numbers (jpeglib.h, J_COLOR_SPACE).
-JCS_UNKNOWN, JCS_GREY, JCS_RGB, JCS_YCBCR = 0, 1, 2, 3
 _JPEG_COLOURS = {
     Colour.GREY: JCS_GREY,
     Colour.WHITE_IS_ZERO: JCS_GREY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from online_patching.bytesource import PinnedObject
+from online_patching.bytesource import PinnedObject, check_url
 from online_patching.formats.detect import read_slide
 from online_patching.formats.header import SlideHeader, TileRanges
 from online_patching.storage import Store
@@ -47,5 +47,6 @@ async def index_slide(url: str, store: Store, *, experimental: bool = False) -> 
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide, or one that cannot be read with certain colours.
     """
+    check_url(url)
     found, requests, bytes_read = await read_slide(store, url, experimental=experimental)
     return SlideIndex(url, found.objects, found.header, found.tiles, requests, bytes_read)

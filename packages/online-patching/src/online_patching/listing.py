@@ -20,6 +20,7 @@ from online_patching import loop
 from online_patching.bytesource import (
     ObjectInfo,
     PinnedObject,
+    check_url,
     join_url,
     local_path,
     shown_url,
@@ -120,6 +121,7 @@ def kind_of(name: str) -> CandidateKind | None:
 
 
 def _candidates_of(url: str, options: dict[str, Any]) -> Sequence[Candidate]:
+    check_url(url)
     web = url.startswith(("http://", "https://"))
     path = local_path(url)
     exists = path is not None and Path(path).exists()

@@ -153,24 +153,21 @@ class _Output:
             raise storage_error(self._url, error) from error
 
 
-class JsonWriter:
-    """One JSON file of references; a context manager that puts the file in its place at the end.
+class _Writer:
+    """What both writers share: metadata in one growing file, and an output that is put in its place when it is whole.
 
     Args:
-        output: Path or URL of the file.
-        urls: All objects that will be referred to.
+        output: Path or URL of what is made.
         storage_options: Options of its store.
+        made: Name of it in the temporary folder.
     """
 
-    def __init__(self, output: str, *, urls: Collection[str], storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, output: str, storage_options: Mapping[str, Any] | None, made: str) -> None:
         self._output = _Output(output, storage_options)
-        few = len(urls) <= MAX_TEMPLATES
-        self._names = {url: f"u{k}" for k, url in enumerate(sorted(urls))} if few else {}
-        self._made = self._output.folder / "references.json"
+        self._made = self._output.folder / made
 
     def __enter__(self) -> Self:
-        self._file = self._made.open("w", encoding="utf-8")
-        self._metadata = _Metadata(self._file, '{"version": 1, "refs": {\n', as_text=True)
+        self._file, self._metadata = self._open()
         return self
 
     def group(self, path: str, attributes: Mapping[str, Any]) -> None:
@@ -180,6 +177,44 @@ class JsonWriter:
     def array(self, array: LevelArray) -> None:
         """Add an array's metadata."""
         self._metadata.array(array)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self._file.write(self._closing())
+            self._file.close()
+            if kind is None:
+                self._output.place(self._made)
+        finally:
+            self._output.drop()
+
+    def _open(self) -> tuple[IO[str], _Metadata]:
+        raise NotImplementedError
+
+    def _closing(self) -> str:
+        raise NotImplementedError
+
+
+class JsonWriter(_Writer):
+    """One JSON file of references; a context manager that puts the file in its place at the end.
+
+    Args:
+        output: Path or URL of the file.
+        urls: All objects that will be referred to.
+        storage_options: Options of its store.
+    """
+
+    def __init__(self, output: str, *, urls: Collection[str], storage_options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(output, storage_options, "references.json")
+        few = len(urls) <= MAX_TEMPLATES
+        self._names = {url: f"u{k}" for k, url in enumerate(sorted(urls))} if few else {}
+
+    def _open(self) -> tuple[IO[str], _Metadata]:
+        file = self._made.open("w", encoding="utf-8")
+        return file, _Metadata(file, '{"version": 1, "refs": {\n', as_text=True)
+
+    def _closing(self) -> str:
+        templates = json.dumps({name: url for url, name in self._names.items()})
+        return f'\n}}, "templates": {templates}, "gen": []}}\n'
 
     def tiles(self, array: LevelArray, first: int, ranges: Sequence[ByteRange]) -> None:
         """Add references of tiles; those that were not stored get none."""
@@ -195,38 +230,20 @@ class JsonWriter:
         if lines:
             self._metadata.raw(",\n".join(lines))
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            templates = json.dumps({name: url for url, name in self._names.items()})
-            self._file.write(f'\n}}, "templates": {templates}, "gen": []}}\n')
-            self._file.close()
-            if kind is None:
-                self._output.place(self._made)
-        finally:
-            self._output.drop()
 
-
-class ParquetWriter:
+class ParquetWriter(_Writer):
     """A folder of references that fsspec reads as far as they are used; a context manager like ``JsonWriter``."""
 
     def __init__(self, output: str, *, storage_options: Mapping[str, Any] | None = None) -> None:
-        self._output = _Output(output, storage_options)
-        self._made = self._output.folder / "references"
+        super().__init__(output, storage_options, "references")
         self._made.mkdir()
 
-    def __enter__(self) -> Self:
-        self._file = (self._made / ".zmetadata").open("w", encoding="utf-8")
-        opening = f'{{"record_size": {RECORD_TILES}, "metadata": {{\n'
-        self._metadata = _Metadata(self._file, opening, as_text=False)
-        return self
+    def _open(self) -> tuple[IO[str], _Metadata]:
+        file = (self._made / ".zmetadata").open("w", encoding="utf-8")
+        return file, _Metadata(file, f'{{"record_size": {RECORD_TILES}, "metadata": {{\n', as_text=False)
 
-    def group(self, path: str, attributes: Mapping[str, Any]) -> None:
-        """Add a group."""
-        self._metadata.group(path, attributes)
-
-    def array(self, array: LevelArray) -> None:
-        """Add an array's metadata."""
-        self._metadata.array(array)
+    def _closing(self) -> str:
+        return "\n}}\n"
 
     def tiles(self, array: LevelArray, first: int, ranges: Sequence[ByteRange]) -> None:
         """Write the files of up to any number of records."""
@@ -259,12 +276,3 @@ class ParquetWriter:
                 use_dictionary=["path"],
                 column_encoding={"offset": "DELTA_BINARY_PACKED"},
             )
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            self._file.write("\n}}\n")
-            self._file.close()
-            if kind is None:
-                self._output.place(self._made)
-        finally:
-            self._output.drop()

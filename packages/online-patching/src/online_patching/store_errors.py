@@ -61,7 +61,11 @@ _NETWORK_FAULTS = (
 
 def shown_url(url: str) -> str:
     """The URL as it may appear in messages: without user, password, query, fragment and tokens."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # No URL at all (an unclosed bracket): the part that can hold no secret.
+        return f"{url.partition('://')[0]}://..."
     if len(parts.scheme) < 2:
         return url
     if parts.scheme not in ("http", "https"):

@@ -37,11 +37,11 @@ from online_patching.bytesource import shown_url
 from online_patching.decode import Pixels
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
+from online_patching.formats.zarr_codecs import FILL_VALUE
 from online_patching.geometry import LevelGeometry
 from online_patching.reader import SlideHandle
 
 METADATA = "zarr.json"
-FILL_VALUE = 255
 
 # Tiles asked for, each with the future of who waits for it.
 _Waiting = list[tuple[int, asyncio.Future[Pixels | None]]]

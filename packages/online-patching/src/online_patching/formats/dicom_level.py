@@ -31,8 +31,9 @@ from online_patching.formats.dicom_frames import (
     frame_ranges,
 )
 from online_patching.formats.dicom_grid import PER_FRAME_GROUPS, by_tile, per_frame_bytes, tiles_of_frames
-from online_patching.formats.header import Codec, Colour, TileEncoding, TileRanges
+from online_patching.formats.header import Codec, Colour, TileEncoding, TileRanges, bounded_properties
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.pyramid import MAX_SIDE_PX
 from online_patching.geometry import LevelGeometry
 
 SOP_CLASS, TRANSFER_SYNTAX = 0x00020002, 0x00020010
@@ -50,7 +51,7 @@ VOLUME = "VOLUME"
 IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
 # Big endian, and a data set that is compressed as a whole: their elements cannot be walked.
 UNREADABLE_SYNTAXES = ("1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
-MAX_SIDE_PX, MAX_TILE_PX, MAX_TILES = 1 << 24, 1 << 14, 1 << 22
+MAX_TILE_PX, MAX_TILES = 1 << 14, 1 << 22
 # Characters of a number that is stored as text (PS3.5 section 6.2, representation IS).
 LONGEST_INTEGER = 12
 
@@ -287,4 +288,4 @@ def _properties(values: DataSet, syntax: str) -> dict[str, str]:
         "TransferSyntaxUID": syntax,
         "objective-power": values.text(LENS_POWER),
     }
-    return {name: text for name, text in found.items() if text}
+    return bounded_properties(found)

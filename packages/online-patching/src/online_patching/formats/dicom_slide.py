@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from online_patching.bytesource import PinnedObject, shown_url
@@ -18,14 +19,12 @@ from online_patching.errors import SlideFormatError, StorageError
 from online_patching.formats.dicom_level import VOLUME, DicomIdentity, DicomLevel, identify, read_dicom_level
 from online_patching.formats.header import FoundSlide, SlideHeader
 from online_patching.formats.header_reader import HeaderReader
-from online_patching.geometry import LevelGeometry
+from online_patching.formats.pyramid import downsampled
+from online_patching.listing import DICOM_SUFFIXES
 from online_patching.storage import Store
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
 READS_AT_ONCE = 32
 MAX_REMEMBERED = 1 << 18
-# A level's sides may differ from level 0's by rounding, and by a tile's padding on small levels.
-ASPECT_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +240,9 @@ async def _read_levels(readers: Sequence[HeaderReader]) -> FoundSlide:
     header = SlideHeader(
         vendor="dicom",
         mpp=found[0].mpp,
-        levels=tuple(_downsampled(level, found[0]) for level in found),
+        levels=tuple(
+            downsampled(level.geometry, found[0].geometry, error=partial(_error, level.pinned)) for level in found
+        ),
         encodings=tuple(level.encoding for level in found),
         properties=found[0].properties,
         level_objects=tuple(range(len(found))),
@@ -255,16 +256,8 @@ async def _read_levels(readers: Sequence[HeaderReader]) -> FoundSlide:
     return FoundSlide(header, tuple(level.tiles for level in found), tuple(level.pinned for level in found))
 
 
-def _downsampled(level: DicomLevel, base: DicomLevel) -> LevelGeometry:
-    own, finest = level.geometry, base.geometry
-    down_x, down_y = finest.width_px / own.width_px, finest.height_px / own.height_px
-    padding = max(own.tile_width_px / own.width_px, own.tile_height_px / own.height_px)
-    if abs(down_x / down_y - 1) > max(ASPECT_TOLERANCE, padding):
-        raise SlideFormatError(
-            f"{shown_url(level.pinned.url)}: a level of {own.width_px} x {own.height_px} px beside one of"
-            f" {finest.width_px} x {finest.height_px} px ({_name(base.pinned.url)}): no levels of one pyramid"
-        )
-    return replace(own, downsample=(down_x + down_y) / 2)
+def _error(file: PinnedObject, message: str) -> SlideFormatError:
+    return SlideFormatError(f"{shown_url(file.url)}: {message}; move one of the two out of the series")
 
 
 def _name(url: str) -> str:

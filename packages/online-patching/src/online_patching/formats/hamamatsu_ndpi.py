@@ -20,10 +20,9 @@ from online_patching.formats import tiff
 from online_patching.formats.header import Codec, Colour, FoundSlide, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
 from online_patching.formats.jpeg_header import JpegHeader, parse_jpeg_header
+from online_patching.formats.pyramid import MAX_SIDE_PX, MAX_TILE_AREA_PX
 from online_patching.formats.tiff import TiffIfd
 from online_patching.formats.tiff_level import (
-    MAX_SIDE_PX,
-    MAX_TILE_AREA_PX,
     TiffLevel,
     as_pyramid,
     mpp_from_resolution,
@@ -42,7 +41,6 @@ JPEG_MAX_SIDE_PX = 65500
 JPEG_HEAD_BYTES = 4096
 # A strip is searched for restart markers only where that costs little.
 MAX_SEARCHED_BYTES = 1 << 20
-MAX_PROPERTY_CHARACTERS = 256
 # What 32 bits hold: the high halves of starts within a shorter strip are zeros and need not be read.
 MAX_LOW = (1 << 32) - 1
 
@@ -182,11 +180,10 @@ async def _properties(ifd: TiffIfd) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in (await ifd.text(PROPERTY_MAP)).splitlines():
         key, _, value = line.partition("=")
-        if key and value and len(value) <= MAX_PROPERTY_CHARACTERS:
-            found[key] = value
+        found[key] = value
     found["objective_power"] = f"{await ifd.real(MAGNIFICATION):g}"
     for name, tag in (("x_offset_from_slide_centre_nm", X_OFFSET_NM), ("y_offset_from_slide_centre_nm", Y_OFFSET_NM)):
         if tag in ifd:
             found[name] = str(await ifd.number(tag))
     found["scanner"] = await ifd.text(MODEL)
-    return {name: value for name, value in found.items() if value}
+    return found

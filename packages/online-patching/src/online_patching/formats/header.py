@@ -6,14 +6,18 @@ how large a pixel is. They hold no open file and travel between processes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
 from online_patching.bytesource import PinnedObject
 from online_patching.geometry import LevelGeometry
+
+MAX_PROPERTIES, MAX_PROPERTY_CHARACTERS = 1000, 256
 
 
 class Codec(StrEnum):
@@ -108,6 +112,17 @@ class SlideHeader:
     encodings: tuple[TileEncoding, ...]
     properties: dict[str, str] = field(default_factory=dict)
     level_objects: tuple[int, ...] = ()
+
+
+def bounded_properties(found: Mapping[str, str]) -> dict[str, str]:
+    """Those of a header's facts that are of a size to be kept in memory for every slide of a cohort.
+
+    Args:
+        found: Texts by name; what is empty or longer than ``MAX_PROPERTY_CHARACTERS`` is left out, and so is what
+            comes after the first ``MAX_PROPERTIES``.
+    """
+    kept = ((k, v) for k, v in found.items() if k and v and max(len(k), len(v)) <= MAX_PROPERTY_CHARACTERS)
+    return dict(islice(kept, MAX_PROPERTIES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from online_patching.formats.header import Colour
 
+# libjpeg's numbers of colour spaces (jpeglib.h, J_COLOR_SPACE).
+JCS_UNKNOWN, JCS_GREY, JCS_RGB, JCS_YCBCR = 0, 1, 2, 3
+
 _SOI, _SOF0, _SOF1, _SOS, _DRI, _APP0, _APP14 = 0xD8, 0xC0, 0xC1, 0xDA, 0xDD, 0xE0, 0xEE
 _OTHER_FRAMES = frozenset({*range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
@@ -80,6 +83,22 @@ def parse_jpeg_header(data: bytes) -> JpegHeader:
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     colour = _colour(jfif, transform, bytes(frame[k] for k in (6, 9, 12)))
     return JpegHeader(data[:at], size_at, width, height, 8 * across, 8 * down, interval, colour)
+
+
+def stated_colour(data: bytes) -> Colour | None:
+    """Colours that the markers at the start of a JPEG state (JFIF; Adobe's APP14, ITU-T T.872), or None."""
+    at = 2
+    try:
+        while True:
+            marker, body, at = _segment(data, at)
+            if marker == _APP0 and body[:5] == b"JFIF\0":
+                return Colour.YCBCR
+            if marker == _APP14 and body[:5] == b"Adobe" and len(body) >= 12:
+                return {0: Colour.RGB, 1: Colour.YCBCR}.get(body[11])
+            if marker == _SOS:
+                return None
+    except ValueError:
+        return None
 
 
 def _segment(data: bytes, at: int) -> tuple[int, bytes, int]:

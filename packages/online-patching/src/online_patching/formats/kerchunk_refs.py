@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from online_patching.bytesource import PinnedObject, join_url, local_path, shown_url
+from online_patching.bytesource import PinnedObject, check_url, join_url, local_path, shown_url
+from online_patching.errors import StorageError
 from online_patching.formats.header import Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.jpeg_header import stated_colour
+from online_patching.formats.pyramid import MAX_LEVELS, MAX_SIDE_PX, MAX_TILE_AREA_PX, downsampled
 from online_patching.formats.reference_set import Chunks, ReferenceSet, read_json, read_parquet
 from online_patching.formats.zarr_codecs import (
     ColourNotStatedError,
     blank_chunk,
     codecs_of,
     encoding_of,
-    jpeg_stream_colour,
 )
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import Store
@@ -35,10 +37,8 @@ from online_patching.storage import Store
 VENDOR = "kerchunk-references"
 PARQUET_METADATA = ".zmetadata"
 REMOTE_SCHEMES = ("s3", "az", "abfs", "abfss", "gs", "gcs", "http", "https")
-MAX_SIDE_PX, MAX_TILE_PX, MAX_TILES, MAX_LEVELS = 1 << 24, 1 << 14, 1 << 22, 64
+MAX_TILES = 1 << 22
 JPEG_HEAD_BYTES = 4096
-# A level's sides may differ from level 0's by rounding, and by a tile's padding on small levels.
-ASPECT_TOLERANCE = 0.02
 
 
 async def read_json_slide(store: Store, reader: HeaderReader, slide: str) -> FoundSlide:
@@ -85,7 +85,7 @@ async def _read_slide(store: Store, reader: HeaderReader, references: ReferenceS
         vendor=VENDOR,
         # The finest level's own first: an export may have left out finer ones, which the group's refers to.
         mpp=_mpp(references.metadata, [levels[0].path, group]),
-        levels=tuple(_with_downsamples(reader, [level.geometry for level in levels])),
+        levels=tuple(downsampled(level.geometry, levels[0].geometry, error=reader.error) for level in levels),
         encodings=tuple(encodings),
         level_objects=tuple(numbers) if len(objects) > 1 else (),
     )
@@ -146,8 +146,11 @@ async def _level(reader: HeaderReader, references: ReferenceSet, path: str) -> _
         raise reader.error(f"{name} is {described}; a level is (height, width, 3) uint8 with all channels in a chunk")
     if zarray.get("order", "C") != "C":
         raise reader.error(f"{name} has the order {str(zarray['order'])[:20]!r} (allowed: 'C')")
-    if max(shape) > MAX_SIDE_PX or max(tile) > MAX_TILE_PX:
-        raise reader.error(f"{name} has {shape} px in tiles of {tile} (allowed: {MAX_SIDE_PX} and {MAX_TILE_PX})")
+    if max(shape) > MAX_SIDE_PX or tile[0] * tile[1] > MAX_TILE_AREA_PX:
+        raise reader.error(
+            f"{name} has {shape} px in tiles of {tile} px (allowed: sides up to {MAX_SIDE_PX}, {MAX_TILE_AREA_PX} px a"
+            " tile)"
+        )
     geometry = LevelGeometry(shape[1], shape[0], tile[1], tile[0], 1.0)
     if geometry.tiles_x * geometry.tiles_y > MAX_TILES:
         raise reader.error(f"{name} has {geometry.tiles_x} x {geometry.tiles_y} tiles (allowed: {MAX_TILES})")
@@ -184,7 +187,7 @@ async def _encoding(store: Store, reader: HeaderReader, level: _Level, pinned: P
             )
             reader.requests += 1
             reader.bytes_read += len(head)
-            colour = jpeg_stream_colour(head)
+            colour = stated_colour(head)
         if colour is None:
             raise reader.error(f"{level.name}: {error}") from None
         return _encoding_of(reader, level.name, level.zarray, colour)
@@ -194,7 +197,8 @@ def _blank(reader: HeaderReader, name: str, zarray: dict[str, Any], geometry: Le
     """What our own Parquet export writes for a tile that was not stored, if it can have written such an array."""
     try:
         return blank_chunk(codecs_of(_encoding_of(reader, name, zarray), geometry), geometry)
-    except ValueError:
+    except (ValueError, RuntimeError):
+        # RuntimeError: the codec cannot hold a tile of that size, so nobody wrote one with it.
         return None
 
 
@@ -213,6 +217,10 @@ def _resolved(reader: HeaderReader, url: str, target: str) -> str:
         SlideFormatError: It must not be opened from there.
     """
     remote = local_path(url) is None
+    try:
+        check_url(target)
+    except StorageError as error:
+        raise reader.error(f"it refers to an object that cannot be: {error}") from error
     scheme = target.partition("://")[0].lower() if "://" in target else ""
     if "::" in target or (scheme not in ("", "file", *REMOTE_SCHEMES)):
         allowed = ", ".join(("file", *REMOTE_SCHEMES))
@@ -241,21 +249,6 @@ def _check_ends(reader: HeaderReader, tiles: TileRanges, pinned: PinnedObject) -
             f"{beyond} references lie past the end of {shown_url(pinned.url)} at {pinned.info.size}: made for another"
             " file, or the file is cut off"
         )
-
-
-def _with_downsamples(reader: HeaderReader, levels: list[LevelGeometry]) -> list[LevelGeometry]:
-    base = levels[0]
-    result = []
-    for level in levels:
-        down_x, down_y = base.width_px / level.width_px, base.height_px / level.height_px
-        padding = max(level.tile_width_px / level.width_px, level.tile_height_px / level.height_px)
-        if abs(down_x / down_y - 1) > max(ASPECT_TOLERANCE, padding):
-            raise reader.error(
-                f"its arrays of {base.width_px} x {base.height_px} and {level.width_px} x {level.height_px} px are not"
-                " levels of one pyramid"
-            )
-        result.append(replace(level, downsample=(down_x + down_y) / 2))
-    return result
 
 
 def _mpp(metadata: dict[str, Any], paths: list[str]) -> float | None:

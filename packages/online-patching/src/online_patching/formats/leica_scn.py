@@ -60,8 +60,7 @@ async def read_leica_scn(reader: HeaderReader, ifds: list[TiffIfd], description:
         "region_x_level0_px": str(int(x / 1000 / mpp_x)),
         "region_y_level0_px": str(int(y / 1000 / mpp_x)),
     }
-    known = {name: value for name, value in properties.items() if value}
-    return slide_of(reader, levels, vendor="leica", mpp=(mpp_x + mpp_y) / 2, properties=known)
+    return slide_of(reader, levels, vendor="leica", mpp=(mpp_x + mpp_y) / 2, properties=properties)
 
 
 def _region(reader: HeaderReader, collection: Element) -> tuple[Element, Element]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from online_patching.bytesource import PinnedObject, join_url, shown_url
 from online_patching.errors import NotFoundError, SlideFormatError, StorageError
 from online_patching.formats.header import Codec, Colour, FoundSlide, SlideHeader, TileEncoding
+from online_patching.formats.pyramid import MAX_LEVELS, downsampled
 from online_patching.formats.zarr_array import ZarrArray, checked_array
 from online_patching.geometry import LevelGeometry
 from online_patching.storage import Store
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 VERSIONS = ("0.4", "0.5")
 MAX_DOCUMENT_BYTES = 4 << 20
-MAX_LEVELS = 64
-# A level's sides may differ from level 0's by this share, and by the rounding of whole pixels.
-ASPECT_TOLERANCE = 0.02
 
 _AXES = ("t", "c", "z", "y", "x")
 _UM_PER_UNIT = {
@@ -274,14 +272,8 @@ def _levels(group: _Group, axes: str, arrays: list[ZarrArray]) -> tuple[LevelGeo
                 length = array.shape[axes.index(axis)]
                 raise group.error(f"array {array.name}: {length} planes along {axis}, allowed: 1; export one plane")
         width, height = array.shape[x], array.shape[y]
-        base_width, base_height = (levels[0].width_px, levels[0].height_px) if levels else (width, height)
-        down_x, down_y = base_width / width, base_height / height
-        if abs(down_x / down_y - 1) > max(ASPECT_TOLERANCE, 1 / width + 1 / height):
-            raise group.error(
-                f"arrays of {base_width} x {base_height} and {width} x {height} px are not levels of one pyramid"
-            )
-        levels.append(LevelGeometry(width, height, array.chunks[x], array.chunks[y], (down_x + down_y) / 2))
-    return tuple(levels)
+        levels.append(LevelGeometry(width, height, array.chunks[x], array.chunks[y], 1.0))
+    return tuple(downsampled(level, levels[0], error=group.error, padded=False) for level in levels)
 
 
 def _colour(group: _Group, axes: str, array: ZarrArray) -> Colour:

@@ -19,7 +19,6 @@ from online_patching.formats.tiff import TiffIfd
 from online_patching.formats.tiff_level import read_levels, slide_of
 from online_patching.formats.xml_header import children, parse_xml
 
-MAX_PROPERTY_CHARACTERS = 256
 # 1 nm to 1 mm: no microscope goes beyond.
 MIN_SPACING_MM, MAX_SPACING_MM = 1e-6, 1.0
 # Whose glass it is: no business of a catalog.
@@ -95,7 +94,7 @@ def _properties(root: Element, image: Element) -> dict[str, str]:
     for element in (root, image):
         for attribute in children(element, "Attribute"):
             name, value = attribute.get("Name", ""), _value(attribute)
-            if name and value and len(value) <= MAX_PROPERTY_CHARACTERS and name not in _NOT_A_PROPERTY:
+            if name not in _NOT_A_PROPERTY:
                 found[name] = value
     power = _objective_power(found.get("DICOM_DERIVATION_DESCRIPTION", ""))
     if power is not None:

@@ -17,20 +17,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from online_patching.formats import tiff
-from online_patching.formats.header import Codec, Colour, FoundSlide, SlideHeader, TileEncoding, TileRanges
+from online_patching.formats.header import (
+    Codec,
+    Colour,
+    FoundSlide,
+    SlideHeader,
+    TileEncoding,
+    TileRanges,
+    bounded_properties,
+)
 from online_patching.formats.header_reader import HeaderReader
+from online_patching.formats.pyramid import MAX_SIDE_PX, MAX_TILE_AREA_PX, downsampled
 from online_patching.formats.tiff import TiffIfd
 from online_patching.geometry import LevelGeometry
 
-MAX_SIDE_PX = 1 << 24
-# 4096 x 4096 px are 50 MB decoded; more in one tile is a bomb or no slide.
-MAX_TILE_AREA_PX = 1 << 24
 # Tiles of all levels of a slide: 380,000 x 380,000 px in tiles of 256 and its pyramid below.
 MAX_TILES = 3 << 20
 # No encoding makes a tile much larger than its raw samples.
 MAX_EXPANSION, EXPANSION_SLACK_BYTES = 2, 1 << 20
-# A level's sides may differ from level 0's by rounding, and by a tile's padding on small levels.
-ASPECT_TOLERANCE = 0.02
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _YCBCR = 0, 1, 2, 6
 _LOSSLESS = {
@@ -201,8 +205,8 @@ async def _read_encoding(reader: HeaderReader, ifd: TiffIfd) -> TileEncoding:
         raise reader.error(f"TIFF compression {compression} ({name}) is not read; {_SUPPORTED}")
     if bits != [8] or planar != 1 or sample_format not in (1, 4) or fill_order != 1:
         raise reader.error(
-            f"samples of {'/'.join(map(str, bits))} bits, format {sample_format}, planar configuration {planar}, fill"
-            f" order {fill_order}: only 8-bit unsigned interleaved samples are read; {_SUPPORTED}"
+            f"samples of {'/'.join(map(str, bits[:4]))} bits, format {sample_format}, planar configuration {planar},"
+            f" fill order {fill_order}: only 8-bit unsigned interleaved samples are read; {_SUPPORTED}"
         )
     alpha = await ifd.number(tiff.EXTRA_SAMPLES, _UNSPECIFIED) if samples in (2, 4) else _UNSPECIFIED
     if colour is None or (colour is Colour.GREY_EXTRA and alpha != _UNSPECIFIED):
@@ -227,24 +231,8 @@ def as_pyramid(reader: HeaderReader, levels: list[TiffLevel]) -> list[TiffLevel]
         SlideFormatError: Images of different aspect: they are no levels of one pyramid.
     """
     found = sorted(levels, key=lambda level: -level.geometry.width_px)
-    geometries = _with_downsamples(reader, [level.geometry for level in found])
-    return [replace(level, geometry=geometry) for level, geometry in zip(found, geometries, strict=True)]
-
-
-def _with_downsamples(reader: HeaderReader, levels: list[LevelGeometry]) -> list[LevelGeometry]:
-    base = levels[0]
-    result = []
-    for level in levels:
-        down_x, down_y = base.width_px / level.width_px, base.height_px / level.height_px
-        padding = max(level.tile_width_px / level.width_px, level.tile_height_px / level.height_px)
-        if abs(down_x / down_y - 1) > max(ASPECT_TOLERANCE, padding):
-            raise reader.error(
-                f"its tiled images of {base.width_px} x {base.height_px} and {level.width_px} x {level.height_px} px"
-                " are not levels of one pyramid"
-            )
-        mean = (down_x + down_y) / 2
-        result.append(LevelGeometry(level.width_px, level.height_px, level.tile_width_px, level.tile_height_px, mean))
-    return result
+    base = found[0].geometry
+    return [replace(level, geometry=downsampled(level.geometry, base, error=reader.error)) for level in found]
 
 
 async def mpp_from_resolution(ifd: TiffIfd) -> float | None:
@@ -267,6 +255,6 @@ def slide_of(
         mpp=mpp,
         levels=tuple(level.geometry for level in levels),
         encodings=tuple(level.encoding for level in levels),
-        properties=properties,
+        properties=bounded_properties(properties),
     )
     return FoundSlide(header, tuple(level.tiles for level in levels), (reader.pinned,))

@@ -66,11 +66,8 @@ async def _read_generic(reader: HeaderReader, ifds: list[TiffIfd]) -> FoundSlide
 
 
 async def _read_ome_tiff(reader: HeaderReader, ifds: list[TiffIfd], description: str) -> FoundSlide:
-    try:
-        image = read_ome(description)
-        (width, height), (channels, z, t) = image.size, image.planes
-    except ValueError as error:
-        raise reader.error(f"an OME-TIFF whose description cannot be used: {error}") from error
+    image = read_ome(reader, description)
+    (width, height), (channels, z, t) = image.size, image.planes
     ifd = _ome_directory(reader, ifds, image)
     if (channels, z, t) != (1, 1, 1):
         raise reader.error(
@@ -78,23 +75,23 @@ async def _read_ome_tiff(reader: HeaderReader, ifds: list[TiffIfd], description:
             " of interleaved RGB or of grey is read; export the plane that is wanted"
         )
     if (width, height) != (await ifd.number(tiff.IMAGE_WIDTH), await ifd.number(tiff.IMAGE_LENGTH)):
-        raise reader.error(f"its OME-XML says {width} x {height} px, its directory {image.ifd or 0} another size")
+        raise reader.error(f"its OME-XML says {width} x {height} px, its directory {image.ifd} another size")
     # The list of lower levels often lies behind the arrays of this one: all that is one request.
     await tiff.fetch_values(reader, [ifd], (tiff.SUB_IFDS, tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS))
+    # Refuses a list that holds no numbers.
+    await ifd.number(tiff.SUB_IFDS, 0)
     levels = as_pyramid(reader, await read_levels(reader, [ifd, *await tiff.read_sub_ifds(reader, ifd)]))
     if any(level.geometry.width_px >= width for level in levels[1:]):
         raise reader.error("an OME-TIFF whose sub-resolutions are no smaller than the image: the file is damaged")
-    properties = {"Name": image.name} if image.name else {}
-    return slide_of(reader, levels, vendor="ome-tiff", mpp=image.mpp, properties=properties)
+    return slide_of(reader, levels, vendor="ome-tiff", mpp=image.mpp, properties={"Name": image.name})
 
 
 def _ome_directory(reader: HeaderReader, ifds: list[TiffIfd], image: OmeImage) -> TiffIfd:
     if image.other_file:
         raise reader.error(f"an OME-TIFF of several files: its pixels lie in {image.other_file!r}; open that one")
-    number = image.ifd or 0
-    if number >= len(ifds):
-        raise reader.error(f"its OME-XML names directory {number} of {len(ifds)}: the file is damaged")
-    return ifds[number]
+    if image.ifd >= len(ifds):
+        raise reader.error(f"its OME-XML names directory {image.ifd} of {len(ifds)}: the file is damaged")
+    return ifds[image.ifd]
 
 
 def aperio_properties(description: str) -> dict[str, str]:

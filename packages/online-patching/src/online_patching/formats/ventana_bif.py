@@ -56,7 +56,7 @@ async def read_ventana_bif(reader: HeaderReader, ifds: list[TiffIfd], xmp: str) 
     downsamples = [magnifications[0] / magnification for magnification in magnifications]
     pyramid = await _pyramid(reader, [ifd for ifd, _, _ in levels], downsamples)
     resolution = attribute_number(reader, iscan, "ScanRes") if iscan.get("ScanRes") else 0.0
-    properties = {name: value for name in _PROPERTIES if (value := iscan.get(name, "").strip())}
+    properties = {name: iscan.get(name, "").strip() for name in _PROPERTIES}
     properties["objective_power"] = iscan.get("Magnification", f"{magnifications[0]:g}").strip()
     mpp = resolution if 0.01 < resolution < 100 else None
     return slide_of(reader, pyramid, vendor="ventana", mpp=mpp, properties=properties)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from online_patching.errors import SlideFormatError
+from online_patching.formats.pyramid import MAX_SIDE_PX
 
 MAX_AXES = 5
-MAX_SIDE_PX = 1 << 24
 MAX_CHUNK_PX = 1 << 14
 MAX_CHUNK_BYTES = 1 << 28
 MAX_CHUNKS_A_SHARD = 1 << 20

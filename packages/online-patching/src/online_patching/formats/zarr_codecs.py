@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from online_patching.formats.header import Codec, Colour, TileEncoding
+from online_patching.formats.jpeg_header import JCS_GREY, JCS_RGB, JCS_YCBCR
 from online_patching.geometry import LevelGeometry
 
 # Tiles that were not stored are white.
 FILL_VALUE = 255
 
-# libjpeg's colour space numbers (jpeglib.h, J_COLOR_SPACE).
-JCS_GREY, JCS_RGB, JCS_YCBCR = 1, 2, 3
 _JPEG_COLOURS = {Colour.GREY: JCS_GREY, Colour.RGB: JCS_RGB, Colour.YCBCR: JCS_YCBCR}
 _COLOUR_NAMES: dict[Any, Colour] = {
     **{number: colour for colour, number in _JPEG_COLOURS.items()},
@@ -33,13 +32,20 @@ _LOSSLESS_IDS = {
     Codec.DEFLATE: "imagecodecs_zlib",
     Codec.LZW: "imagecodecs_lzw",
     Codec.ZSTD: "imagecodecs_zstd",
+    Codec.PACKBITS: "imagecodecs_packbits",
 }
 _LOSSLESS_CODECS = {name: codec for codec, name in _LOSSLESS_IDS.items()} | {
     "zlib": Codec.DEFLATE,
     "zstd": Codec.ZSTD,
     "imagecodecs_deflate": Codec.DEFLATE,
 }
-KNOWN_IDS = ("imagecodecs_jpeg", "imagecodecs_jpeg2k", *sorted(_LOSSLESS_CODECS))
+# Codecs of whole pictures whose streams state their own colours, which are RGB.
+_RGB_CONFIGS: dict[Codec, dict[str, Any]] = {
+    Codec.JPEG_LS: {"id": "imagecodecs_jpegls"},
+    Codec.WEBP: {"id": "imagecodecs_webp", "hasalpha": False},
+}
+_RGB_CODECS = {"imagecodecs_jpeg2k": Codec.JPEG2000} | {config["id"]: codec for codec, config in _RGB_CONFIGS.items()}
+KNOWN_IDS = ("imagecodecs_jpeg", *_RGB_CODECS, *sorted(_LOSSLESS_CODECS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ def codecs_of(encoding: TileEncoding, geometry: LevelGeometry) -> ChunkCodecs:
         )
     if codec is Codec.JPEG2000 and colour in (Colour.RGB, Colour.YCBCR):
         return ChunkCodecs({"id": "imagecodecs_jpeg2k"})
+    if codec in _RGB_CONFIGS and colour is Colour.RGB:
+        return ChunkCodecs(dict(_RGB_CONFIGS[codec]))
     if codec in (Codec.RAW, *_LOSSLESS_IDS) and colour is Colour.RGB and encoding.predictor in (1, 2):
         compressor = None if codec is Codec.RAW else {"id": _LOSSLESS_IDS[codec]}
         shape = [geometry.tile_height_px, geometry.tile_width_px, 3]
@@ -112,8 +120,10 @@ def encoding_of(compressor: Any, filters: Any, *, stream_colour: Colour | None =
         return TileEncoding(_LOSSLESS_CODECS[name], predictor=predictor)
     if predictor == 2 or name not in KNOWN_IDS:
         raise ValueError(f"codec {name!r}{' with a filter' * (predictor == 2)}; known: {', '.join(KNOWN_IDS)}, none")
-    if name == "imagecodecs_jpeg2k":
-        return TileEncoding(Codec.JPEG2000)
+    if name in _RGB_CODECS:
+        if compressor.get("hasalpha") or compressor.get("index"):
+            raise ValueError(f"codec {name!r} that keeps opacity or picks a frame; only plain RGB is read")
+        return TileEncoding(_RGB_CODECS[name])
     return _jpeg(compressor, stream_colour)
 
 
@@ -130,20 +140,6 @@ def blank_chunk(codecs: ChunkCodecs, geometry: LevelGeometry) -> bytes:
     if codecs.compressor is None:
         return bytes(np.ascontiguousarray(white))
     return bytes(numcodecs.get_codec(codecs.compressor).encode(white))
-
-
-def jpeg_stream_colour(data: bytes) -> Colour | None:
-    """Colours that the markers at the start of a JPEG stream state (JFIF; Adobe's APP14, ITU-T T.872), or None."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in (0xDA, 0xD9):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        body = data[place + 4 : place + 2 + length]
-        if marker == 0xE0 and body.startswith(b"JFIF\0"):
-            return Colour.YCBCR
-        if marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-            return {0: Colour.RGB, 1: Colour.YCBCR}.get(body[11])
-        place += 2 + max(length, 2)
-    return None
 
 
 def _jpeg(config: Mapping[str, Any], stream_colour: Colour | None) -> TileEncoding:
