@@ -127,6 +127,7 @@ def test_names_of_slides() -> None:
     assert slide_id_of("s3://bucket/hash#1.svs") == "hash#1"
     assert slide_id_of("/disk/x.ome.tiff") == "x"
     assert slide_id_of("/disk/1.2.826.0.3/") == "1.2.826.0.3"
+    assert slide_id_of("s3://bucket/") == "bucket", "the only DICOM series at the top of a bucket"
 
 
 def test_columns_reach_the_catalog_in_their_types(tmp_path: Path) -> None:

@@ -94,13 +94,13 @@ def absolute_url(url: str) -> str:
 
 
 def file_name_of(url: str) -> str:
-    """The last part of a URL or path."""
+    """The last part of a URL or path; the bucket's name where nothing follows it."""
     if local_path(url) is not None:
         return PurePosixPath(url).name
-    scheme, _, name = split_object_url(url)
+    scheme, bucket, name = split_object_url(url)
     if scheme in ("http", "https"):
         name = unquote(urlsplit(url).path)
-    return PurePosixPath(name).name
+    return PurePosixPath(name).name or bucket
 
 
 def read_metadata(path: Path) -> Metadata:
