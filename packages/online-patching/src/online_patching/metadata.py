@@ -18,6 +18,7 @@ slides have are left out and reported.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -90,7 +91,12 @@ def slide_id_of(url: str) -> str:
 def absolute_url(url: str) -> str:
     """The URL; of a local path the absolute one, so that a catalog may be used from any folder."""
     path = local_path(url)
-    return url if path is None else str(Path(path).absolute())
+    if path is None:
+        return url
+    absolute = Path(path).absolute()
+    # Behind a link to a folder, ".." is not the folder that the path's text says.
+    plain = Path(os.path.normpath(absolute))
+    return str(plain if ".." in absolute.parts and plain.resolve() == absolute.resolve() else absolute)
 
 
 def file_name_of(url: str) -> str:
