@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,10 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
     assert "slide no_mpp: no mpp in its headers" in shown.err
     assert Catalog.open(catalog).row("a").columns == {"patient": "p1"}
 
-    assert main(["index", str(slide_folder), "--catalog", catalog, "--mpp", "no_mpp=0.5"]) == 0
-    assert "no mpp" not in capsys.readouterr().err
+    assert main(["index", str(slide_folder), "--catalog", catalog, "--mpp", "no_mpp=0.5", "--mpp", "typo=0.5"]) == 0
+    shown = capsys.readouterr()
+    assert "no mpp" not in shown.err
+    assert "--mpp typo=...: the catalog has no slide of this id" in shown.err
     assert main(["info", "--catalog", catalog]) == 0
     shown = capsys.readouterr().out
     assert "4 slides" in shown
@@ -53,6 +56,8 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
         (["index", "{empty}", "--catalog", "{out}"], "no slides found"),
         (["index", "{bad}", "--catalog", "{out}"], "none of 1 slides could be indexed"),
         (["index", "{good}", "--catalog", "{out}", "--mpp", "x=y"], "in um per pixel"),
+        (["index", "{good}", "--catalog", "{out}", "--mpp", "-1"], "a number above 0"),
+        (["index", "{good}", "--catalog", "{out}", "--mpp", "a=nan"], "a number above 0"),
         (["index", "{good}", "--catalog", "{out}", "--metadata", "{none}"], "cannot be read"),
         (["foreground", "--catalog", "{empty}"], "no catalog there"),
         (["info"], "either a slide's URL, or --catalog"),
@@ -109,3 +114,13 @@ def test_a_bad_slide_among_good_ones_is_named_and_told_by_the_exit_code(
     assert main(["index", str(slide_folder / "a.svs"), str(bad), "--catalog", str(tmp_path / "c")]) == 1
     assert "left out bad: " in capsys.readouterr().err
     assert len(Catalog.open(str(tmp_path / "c"))) == 1
+
+
+def test_storage_clients_do_not_log_their_requests(
+    slide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    assert main(["index", str(slide_folder), "--catalog", str(tmp_path / "catalog")]) == 0
+    client = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
+    assert not client.isEnabledFor(logging.INFO)
+    assert logging.getLogger("online_patching.stream").isEnabledFor(logging.INFO)

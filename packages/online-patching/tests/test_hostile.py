@@ -25,7 +25,8 @@ from slide_checks import index_bytes
 from tiff_bytes import Page, tiff_bytes
 from written_slides import tissue_image
 
-MAX_SECONDS, MAX_MB = 1.0, 256
+# Seconds of work; by the clock a busy machine may take longer, but nothing may wait.
+MAX_SECONDS, MAX_CLOCK_SECONDS, MAX_MB = 1.0, 5.0, 256
 # What a decoder stops at exactly one tile of is a tile, as in libtiff; and a sparse slide is one of absent tiles.
 READ = {"LZW bomb", "3 million tiles, sparse"}
 
@@ -37,11 +38,12 @@ def test_hostile_files_end_in_a_typed_error_within_a_second_and_256_mb(tmp_path:
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert len(results) > 60
-    for name, (outcome, seconds, grown_mb) in results.items():
+    for name, (outcome, seconds, clock_seconds, grown_mb) in results.items():
         error = outcome.partition(":")[0]
         assert error in ("SlideFormatError", "CorruptTileError") or name in READ, f"{name}: {outcome}"
         assert outcome == "read" or ".tif: " in outcome, f"{name}: {outcome} does not name the file"
         assert seconds < MAX_SECONDS, f"{name}: {seconds} s"
+        assert clock_seconds < MAX_CLOCK_SECONDS, f"{name}: {clock_seconds} s by the clock"
         assert grown_mb < MAX_MB, f"{name}: {grown_mb} MB"
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_patching import Catalog
 from online_patching.jobs import index_cohort
-from online_patching.metadata import join_metadata, read_metadata, slide_id_of, typed
+from online_patching.metadata import absolute_url, join_metadata, read_metadata, slide_id_of, typed
 from online_patching.slide_table import SlideTable
 from written_slides import tissue_image, write_pyramid
 
@@ -127,6 +127,15 @@ def test_names_of_slides() -> None:
     assert slide_id_of("s3://bucket/hash#1.svs") == "hash#1"
     assert slide_id_of("/disk/x.ome.tiff") == "x"
     assert slide_id_of("/disk/1.2.826.0.3/") == "1.2.826.0.3"
+    assert slide_id_of("s3://bucket/") == "bucket", "the only DICOM series at the top of a bucket"
+
+
+def test_one_file_has_one_url_however_its_path_is_written(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert absolute_url(f"{tmp_path}/a/../a/x.svs") == f"{tmp_path}/a/x.svs"
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    behind = f"{tmp_path}/link/../x.svs"
+    assert absolute_url(behind) == behind, "that is a/x.svs, not x.svs"
 
 
 def test_columns_reach_the_catalog_in_their_types(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -186,3 +188,18 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "s3://bucket/folder: cannot be reached: nothing answers there" in said
+
+
+def test_a_disk_that_takes_no_files_is_not_a_missing_object() -> None:
+    tidying = FileNotFoundError(errno.ENOENT, "No such file or directory", "/disk/catalog/slides.parquet")
+    tidying.__context__ = OSError(errno.EROFS, os.strerror(errno.EROFS), "/disk/catalog")
+    error = storage_error("/disk/catalog/slides.parquet", tidying)
+    assert isinstance(error, AccessDeniedError)
+    assert "/disk/catalog/slides.parquet: Read-only file system: check the permissions" in str(error)
+
+
+def test_a_catalog_below_a_file_is_told_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["info", "--catalog", str(file)]) == 2
+    assert "Not a directory: name another place" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import argparse
 import itertools
 import json
 import logging
+import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -35,8 +37,10 @@ NAMED_SLIDES = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (0 done, 1 some slides left out, 2 nothing done)."""
     parsed = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("botocore", "aiobotocore", "fsspec", "s3fs", "urllib3"):
+    # Only this package speaks of its progress: clients such as Azure's log every request.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("online_patching").setLevel(logging.INFO)
+    for noisy in ("botocore", "aiobotocore", "fsspec", "s3fs", "urllib3", "azure"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         code: int = parsed.run(parsed)
@@ -151,7 +155,11 @@ def _index(arguments: argparse.Namespace) -> int:
         f" {report.bytes_read / 1e6:.2f} MB of headers"
     )
     code = max(_print_failures(report), 1 if unlisted else 0)
-    _print_missing_mpp(Catalog.open(arguments.catalog, storage_options=arguments.storage_options))
+    catalog = Catalog.open(arguments.catalog, storage_options=arguments.storage_options)
+    for slide_id in mpp if isinstance(mpp, dict) else ():
+        if slide_id not in catalog:
+            print(f"--mpp {slide_id}=...: the catalog has no slide of this id", file=sys.stderr)
+    _print_missing_mpp(catalog)
     return max(code, _foreground(arguments)) if arguments.foreground else code
 
 
@@ -179,7 +187,7 @@ def _print_missing_mpp(catalog: Catalog) -> None:
         slide_id = catalog.rows.value(int(number), "id")
         print(
             f"slide {slide_id}: no mpp in its headers, so no magnification is sampled from it; give it with --mpp"
-            f" {slide_id}=VALUE, a metadata column 'mpp', or --assume-mpp-from-magnification",
+            f" {shlex.quote(slide_id)}=VALUE, a metadata column 'mpp', or --assume-mpp-from-magnification",
             file=sys.stderr,
         )
     if len(missing) > NAMED_SLIDES:
@@ -213,7 +221,9 @@ def _read_mpp(values: Sequence[str]) -> float | dict[str, float] | None:
         try:
             by_id[slide_id] = float(number)
         except ValueError:
-            raise ValueError(f"--mpp {value}: allowed a number, or ID=number, in um per pixel") from None
+            by_id[slide_id] = math.nan
+        if not 0 < by_id[slide_id] < math.inf:
+            raise ValueError(f"--mpp {value}: allowed a number above 0, or ID=number, in um per pixel")
     if "" in by_id and len(by_id) > 1:
         raise ValueError("--mpp: give either one number for all slides that state none, or ID=number pairs")
     return by_id.get("", by_id or None)

@@ -45,10 +45,10 @@ def catalog_lines(info: dict[str, Any]) -> list[str]:
     """The same to read."""
     failures = info["failures"]
     lines = [
-        f"{info['catalog']}: {info['slides']:,} slides, {info['tiles']:,} tiles, {info['bytes'] / 1e9:,.2f} GB",
+        f"{info['catalog']}: {info['slides']:,} slides, {info['tiles']:,} tiles, {info['bytes'] / 1e9:,.3g} GB",
         f"formats: {_listed(info['vendors'])}",
         f"levels: {_listed(info['levels'])}",
-        f"um/px of level 0: {_listed(info['mpp'])} ({info['mpp_assumed']} assumed of the magnification)",
+        f"um/px of level 0: {_listed(info['mpp'])}; {info['mpp_assumed']} assumed from the magnification",
         f"foreground: {info['slides_with_foreground']:,} slides, {info['foreground_mm2']:,.1f} mm2",
         f"columns: {', '.join(info['columns']) or 'none'}",
         f"failures: {len(failures)}",
@@ -90,7 +90,8 @@ def slide_info(slide: Slide, row: SlideRow | None = None) -> dict[str, Any]:
 
 def slide_lines(info: dict[str, Any]) -> list[str]:
     """The same to read."""
-    lines = [f"{info['slide']}: {info['vendor']}, {info['mpp'] or 'unknown'} um/px"]
+    mpp = "unknown" if info["mpp"] is None else f"{info['mpp']:.4g}"
+    lines = [f"{info['slide']}: {info['vendor']}, {mpp} um/px"]
     lines += [
         f"  level {k}: {level['width_px']} x {level['height_px']} px, downsample {level['downsample']:.4g}, tiles"
         f" {level['tile_width_px']} x {level['tile_height_px']}, {level['codec']}"

@@ -18,6 +18,7 @@ slides have are left out and reported.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -90,17 +91,22 @@ def slide_id_of(url: str) -> str:
 def absolute_url(url: str) -> str:
     """The URL; of a local path the absolute one, so that a catalog may be used from any folder."""
     path = local_path(url)
-    return url if path is None else str(Path(path).absolute())
+    if path is None:
+        return url
+    absolute = Path(path).absolute()
+    # Behind a link to a folder, ".." is not the folder that the path's text says.
+    plain = Path(os.path.normpath(absolute))
+    return str(plain if ".." in absolute.parts and plain.resolve() == absolute.resolve() else absolute)
 
 
 def file_name_of(url: str) -> str:
-    """The last part of a URL or path."""
+    """The last part of a URL or path; the bucket's name where nothing follows it."""
     if local_path(url) is not None:
         return PurePosixPath(url).name
-    scheme, _, name = split_object_url(url)
+    scheme, bucket, name = split_object_url(url)
     if scheme in ("http", "https"):
         name = unquote(urlsplit(url).path)
-    return PurePosixPath(name).name
+    return PurePosixPath(name).name or bucket
 
 
 def read_metadata(path: Path) -> Metadata:

@@ -8,6 +8,8 @@ the remedy. Nothing that a store sent is quoted but its error code, so no creden
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,7 +100,7 @@ def storage_error(url: str, error: BaseException) -> StorageError:
     if isinstance(error, StorageError):
         return error
     shown, facts = shown_url(url), _facts_of(error)
-    for judge in (_region, _changed, _refused, _missing, _unusable, _network):
+    for judge in (_disk, _region, _changed, _refused, _missing, _unusable, _network):
         judged = judge(shown, facts)
         if judged is not None:
             return judged
@@ -141,6 +143,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(following))
         yield following
         following = following.__cause__ or following.__context__
+
+
+def _disk(shown: str, facts: _Facts) -> StorageError | None:
+    """What a file system says; a failed write also fails to tidy up, which must not hide the first reason."""
+    if len(urlsplit(shown).scheme) > 1 and not shown.startswith("file:"):
+        return None
+    for error in facts.errors:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return AccessDeniedError(
+                f"{shown}: {os.strerror(number)}: check the permissions of the file and its folder"
+            )
+        if number in (errno.ENOTDIR, errno.EISDIR, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG):
+            return StorageError(f"{shown}: {os.strerror(number)}: name another place")
+    return None
 
 
 def _region(shown: str, facts: _Facts) -> StorageError | None:
