@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from online_patching import SlideFormatError
-from online_patching.bytesource import ByteRange, ObjectInfo
+from online_patching.bytesource import ByteRange, ObjectInfo, read_start_by_info
 from online_patching.formats.detect import read_slide
 from online_patching.formats.header import FoundSlide
 from online_patching.loop import run
@@ -34,6 +34,9 @@ class CountingSource:
 
     async def info(self) -> ObjectInfo:
         return ObjectInfo(len(self.data), "1")
+
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        return await read_start_by_info(self, length)
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         self.read += ranges

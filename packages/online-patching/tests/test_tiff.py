@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from online_patching import SlideFormatError, open_slide
-from online_patching.bytesource import ByteRange, ObjectInfo
+from online_patching.bytesource import ByteRange, ObjectInfo, read_start_by_info
 from online_patching.errors import PatchingError
 from online_patching.index import SlideIndex, index_slide
 from online_patching.loop import run
@@ -29,6 +29,9 @@ class MemorySource:
 
     async def info(self) -> ObjectInfo:
         return ObjectInfo(len(self.data), "1")
+
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        return await read_start_by_info(self, length)
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         return [self.data[start : start + length] for start, length in ranges]
