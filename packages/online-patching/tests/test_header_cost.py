@@ -116,6 +116,14 @@ def test_arrays_far_from_their_directory_and_each_other_wait_for_nothing() -> No
     assert sum(length for _, length in source.read) <= 1.3 * array_bytes(pages, big=False) + 32 * 1024 * len(pages)
 
 
+def test_a_small_file_is_two_requests() -> None:
+    pages = [Page(5000 >> k, 4000 >> k, tags=dict(REDUCED) if k else {}, padding=14_000 >> 2 * k) for k in range(3)]
+    data = tiff_bytes(pages)
+    found, source = opened(data[:-29_000])
+    assert len(found.tiles) == len(pages)
+    assert len(source.read) == source.rounds == 2
+
+
 def test_neither_strips_nor_colour_profiles_are_read() -> None:
     profile = {34675: (UNDEFINED, b"\x11" * 300_000)}
     pages = [

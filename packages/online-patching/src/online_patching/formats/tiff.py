@@ -34,6 +34,8 @@ IFD_BYTES = 512
 INLINE_BYTES = 8
 # The last directories often lie near the end of the file.
 TAIL_BYTES = 8 * 1024
+# Of a file that is no larger, all is read at the first directory that does not lie at its head.
+SMALL_FILE_BYTES = 2 * WINDOW_BYTES + TAIL_BYTES
 
 # TIFF 6.0 section 2 and the BigTIFF types: code -> NumPy type without byte order.
 _TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 16: "u8"}
@@ -195,8 +197,8 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
             raise reader.error(f"its TIFF directories form a loop or exceed {MAX_IFDS}: the file is damaged")
         seen.add(offset)
         if not reader.is_known(offset, max(min(IFD_BYTES, reader.size - offset), 0)):
-            tail = min(TAIL_BYTES, reader.size)
-            await reader.fetch([ahead.window(offset), (reader.size - tail, tail), *ahead.values])
+            tail = WINDOW_BYTES if reader.size <= SMALL_FILE_BYTES else reader.size - TAIL_BYTES
+            await reader.fetch([ahead.window(offset), (tail, reader.size - tail), *ahead.values])
             ahead.values.clear()
         ifd, offset = await _read_ifd(reader, layout, offset)
         ahead.saw(ifd)
