@@ -3,7 +3,8 @@
     python tests/hostile_tiffs.py FOLDER
 
 Writes every file into the folder, opens it and reads a tile, and prints one JSON line: name -> outcome, seconds of
-work, seconds by the clock, and MB that the peak of resident memory grew. A process of its own, so that the peak is that of these files.
+work, seconds by the clock, and MB that the peak of resident memory grew. A process
+of its own, so that the peak is that of these files.
 """
 
 from __future__ import annotations

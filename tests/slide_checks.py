@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import openslide
 from online_patching import Slide
-from online_patching.bytesource import ByteRange, ObjectInfo, PinnedObject
+from online_patching.bytesource import ByteRange, ObjectInfo, PinnedObject, read_start_by_info
 from online_patching.errors import PatchingError
 from online_patching.index import SlideIndex, index_slide
 from online_patching.loop import run
@@ -33,6 +33,9 @@ class MemorySource:
 
     async def info(self) -> ObjectInfo:
         return ObjectInfo(len(self.data), "1")
+
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        return await read_start_by_info(self, length)
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         return [self.data[start : start + length] for start, length in ranges]

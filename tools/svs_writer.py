@@ -3,8 +3,8 @@
 Steps: `write_slide` takes the finest level as bands (full-width stripes from the top), encodes each
 band's tiles at once and appends them to the file, and keeps only the lower levels, by area averaging.
 When the last band is in, it writes the pages in Aperio's order: baseline (tiled), thumbnail (stripped),
-lower levels (tiled), label, macro. `TiffPages` is the container: blocks first, then the page's offset
-arrays and IFD, as Aperio does.
+lower levels (tiled), label, macro. `TiffPages` is the container: blocks first, then the page's IFD and
+behind it the values that do not fit there, as Aperio does.
 
 `tile_encoding` makes the bytes of a tile.
 """
@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from tile_encoding import U8, TileEncoder
 
-_SHORT, _LONG, _LONG8 = 3, 4, 16
-_FORMATS = {1: "B", 2: "B", _SHORT: "H", _LONG: "I", 5: "I", 7: "B", _LONG8: "Q"}
+_SHORT, _LONG, _RATIONAL, _LONG8 = 3, 4, 5, 16
+_FORMATS = {1: "B", 2: "B", _SHORT: "H", _LONG: "I", _RATIONAL: "I", 7: "B", _LONG8: "Q"}
 _STRIP_ROWS = 16
 _LIBRARY = "Aperio Image Library v12.0.15 "
 
@@ -189,7 +189,7 @@ def _write_level(
         tags.append(_description(f"{full} {words}|{_properties(spec)}"))
     elif spec.mpp is not None:
         per_cm = (round(1e4 / (spec.mpp * downsample) * 1e4), 10_000)
-        tags += [(282, 5, per_cm), (283, 5, per_cm), (296, _SHORT, (3,))]
+        tags += [(282, _RATIONAL, per_cm), (283, _RATIONAL, per_cm), (296, _SHORT, (3,))]
     subfile = 1 if spec.vendor == "generic" and downsample > 1 else 0
     tags += _image_tags(size_px, subfile, encoding.compression, encoding.photometric)
     pages.add_page(tags, blocks, tiled=True)
@@ -265,10 +265,17 @@ def _macro(label: U8, thumbnail: U8) -> U8:
 
 
 class TiffPages:
-    """A little-endian TIFF or BigTIFF that is written from front to back, a page after its blocks."""
+    """A little-endian TIFF or BigTIFF that is written from front to back, a page after its blocks.
 
-    def __init__(self, path: Path, *, big_tiff: bool) -> None:
+    Args:
+        path: The file to write.
+        big_tiff: 64-bit offsets.
+        arrays_first: Values that do not fit an entry lie before their IFD, as some writers have it.
+    """
+
+    def __init__(self, path: Path, *, big_tiff: bool, arrays_first: bool = False) -> None:
         self._big = big_tiff
+        self._arrays_first = arrays_first
         self._file = path.open("wb")
         self._file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0) if big_tiff else struct.pack("<2sHI", b"II", 42, 0))
         self._link = 8 if big_tiff else 4  # where the offset of the next page goes
@@ -290,24 +297,33 @@ class TiffPages:
         return np.array(places, dtype=np.int64).reshape(-1, 2).T
 
     def add_page(self, tags: list[Tag], blocks: npt.NDArray[np.int64], *, tiled: bool) -> None:
-        """Writes the page of blocks that `append` has written: arrays that do not fit an entry, then
-        the IFD.
-        """
+        """Writes the page of blocks that `append` has written: its IFD and the values that do not fit there."""
         offset_type = _LONG8 if self._big else _LONG
         offsets: Tag = (324 if tiled else 273, offset_type, tuple(blocks[0].tolist()))
         counts: Tag = (325 if tiled else 279, _LONG, tuple(blocks[1].tolist()))
-        word, inline_size = ("Q", 8) if self._big else ("I", 4)
-        entries = []
-        for number, field, values in sorted([*tags, offsets, counts]):
-            data = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_FORMATS[field]}", *values)
-            count = len(values) // (2 if field == 5 else 1)
-            inline = data if len(data) <= inline_size else struct.pack("<" + word, self._write_aligned(data))
-            entries.append(struct.pack(f"<HH{word}", number, field, count) + inline.ljust(inline_size, b"\0"))
-        header = struct.pack("<Q" if self._big else "<H", len(entries))
-        position = self._write_aligned(header + b"".join(entries) + bytes(inline_size))
+        word, count_word, inline_size = ("Q", "Q", 8) if self._big else ("I", "H", 4)
+        fields = [(*tag[:2], _encoded(tag)) for tag in sorted([*tags, offsets, counts])]
+        outside = sum(len(data) + -len(data) % 8 for _, _, data in fields if len(data) > inline_size)
+        entries_at = struct.calcsize(f"<{count_word}")
+        links_at = entries_at + len(fields) * (4 + 2 * inline_size)
+        size = links_at + inline_size + -(links_at + inline_size) % 8
+        start = self._write_aligned(b"")
+        position, place = (start + outside, start) if self._arrays_first else (start, start + size)
+        entries: list[bytes] = []
+        values: list[bytes] = []
+        for number, field, data in fields:
+            inline = data
+            if len(data) > inline_size:
+                inline = struct.pack("<" + word, place + sum(map(len, values)))
+                values.append(data + bytes(-len(data) % 8))
+            entries.append(
+                struct.pack(f"<HH{word}", number, field, _count(field, data)) + inline.ljust(inline_size, b"\0")
+            )
+        directory = (struct.pack(f"<{count_word}", len(fields)) + b"".join(entries)).ljust(size, b"\0")
+        self._file.write(b"".join([*values, directory] if self._arrays_first else [directory, *values]))
         self._file.seek(self._link)
         self._file.write(struct.pack("<" + word, position))
-        self._link = position + len(header) + len(entries) * (20 if self._big else 12)
+        self._link = position + links_at
         self._file.seek(0, 2)
 
     def _write_aligned(self, data: bytes) -> int:
@@ -315,3 +331,13 @@ class TiffPages:
         position = self._file.tell()
         self._file.write(data)
         return position
+
+
+def _encoded(tag: Tag) -> bytes:
+    _, field, values = tag
+    return values if isinstance(values, bytes) else struct.pack(f"<{len(values)}{_FORMATS[field]}", *values)
+
+
+def _count(field: int, data: bytes) -> int:
+    """How many values of a type these bytes are."""
+    return len(data) // (8 if field == _RATIONAL else struct.calcsize(f"<{_FORMATS[field]}"))

@@ -8,14 +8,12 @@ favours whoever reads far ahead; ``tile_bytes`` makes them as long as wanted.
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
 # Also for indexing.py, which imports this module before it needs the tools.
@@ -152,33 +150,8 @@ def _level_size(spec: HeaderSpec, downsample: int) -> tuple[int, int, int]:
     return width, height, -(-width // spec.tile_px) * -(-height // spec.tile_px)
 
 
-class _ArraysLast(TiffPages):
-    """A classic TIFF whose values and arrays follow their directory, as in Aperio's files."""
-
-    def add_page(self, tags: list[Tag], blocks: npt.NDArray[np.int64], *, tiled: bool) -> None:
-        numbers = (324, 325) if tiled else (273, 279)
-        arrays: list[Tag] = [(n, _LONG, tuple(b.tolist())) for n, b in zip(numbers, blocks, strict=True)]
-        position = self._write_aligned(b"")
-        place = position + 6 + 12 * (len(tags) + 2)
-        entries, values = [], []
-        for number, field, content in sorted([*tags, *arrays]):
-            letter = "H" if field == _SHORT else "I"
-            data = content if isinstance(content, bytes) else struct.pack(f"<{len(content)}{letter}", *content)
-            inline = data
-            if len(data) > 4:
-                inline = struct.pack("<I", place)
-                values.append(data + bytes(len(data) % 2))
-                place += len(values[-1])
-            entries.append(struct.pack("<HHI", number, field, len(content)) + inline.ljust(4, b"\0"))
-        self._file.write(struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4) + b"".join(values))
-        self._file.seek(self._link)
-        self._file.write(struct.pack("<I", position))
-        self._link = position + 2 + 12 * len(entries)
-        self._file.seek(0, 2)
-
-
 def _write_aperio(path: Path, spec: HeaderSpec) -> None:
-    with (_ArraysLast if spec.writer == "aperio" else TiffPages)(path, big_tiff=spec.big_tiff) as pages:
+    with TiffPages(path, big_tiff=spec.big_tiff, arrays_first=spec.writer == "arrays-first") as pages:
         for downsample in spec.downsamples:
             width, height, tiles = _level_size(spec, downsample)
             tags: list[Tag] = [(322, _SHORT, (spec.tile_px,)), (323, _SHORT, (spec.tile_px,))]

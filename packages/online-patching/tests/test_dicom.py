@@ -295,6 +295,10 @@ class CountingSource:
     async def info(self) -> ObjectInfo:
         return await self._source.info()
 
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        self._counts[Path(self.url).name] += 1
+        return await self._source.read_start(length)
+
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         self._counts[Path(self.url).name] += len(ranges)
         return await self._source.read_ranges(ranges, expected=expected)

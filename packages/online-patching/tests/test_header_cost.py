@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import tifffile
 from online_patching import SlideFormatError
-from online_patching.bytesource import ByteRange, ObjectInfo
+from online_patching.bytesource import ByteRange, ObjectInfo, read_start_by_info
 from online_patching.formats.detect import read_slide
 from online_patching.formats.header import FoundSlide
 from online_patching.loop import run
@@ -34,6 +35,9 @@ class CountingSource:
 
     async def info(self) -> ObjectInfo:
         return ObjectInfo(len(self.data), "1")
+
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        return await read_start_by_info(self, length)
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         self.read += ranges
@@ -75,17 +79,20 @@ def array_bytes(pages: Sequence[Page], *, big: bool) -> int:
     return sum(page.tiles * (16 if big else 8) for page in pages if not page.striped)
 
 
-@pytest.mark.parametrize("layout", ["after", "before", "head"])
+@pytest.mark.parametrize("layout", ["after", "before", "head", "arrays-first"])
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize(("width", "factor"), [(100_000, 2), (100_000, 4), (30_000, 2), (5000, 2)])
 def test_a_pyramid_costs_little_wherever_its_directories_lie(width: int, factor: int, big: bool, layout: str) -> None:
     pages = pyramid(width, width * 4 // 5, factor)
-    data = tiff_bytes(pages, big=big, ifd_first=layout == "before", head_ifds=layout == "head")
+    arrays: Literal["before", "behind"] = "before" if layout == "arrays-first" else "behind"
+    data = tiff_bytes(pages, big=big, arrays=arrays, ifd_first=layout == "before", head_ifds=layout == "head")
     found, source = opened(data)
     assert [len(tiles.offset) for tiles in found.tiles] == [page.tiles for page in pages]
     check_cost(source, ifds=len(pages), header_bytes=array_bytes(pages, big=big))
+    # The head, each directory with the arrays of the one before, and the arrays of the last.
+    assert source.rounds <= len(pages) + 1
     if layout == "head" and width == 5000:
-        assert source.rounds <= 2
+        assert source.rounds == 1
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -101,13 +108,20 @@ def test_sub_directories_are_read_together(factor: int, big: bool) -> None:
     assert source.rounds <= 5
 
 
-@pytest.mark.parametrize("arrays", ["before", "apart"])
-def test_arrays_far_from_their_directory_are_read_in_one_round(arrays: str) -> None:
+def test_arrays_far_from_their_directory_and_each_other_wait_for_nothing() -> None:
     pages = pyramid(20_000, 16_000, 4)
-    found, source = opened(tiff_bytes(pages, arrays=arrays))  # type: ignore[arg-type]
+    found, source = opened(tiff_bytes(pages, arrays="apart"))
     assert len(found.tiles) == len(pages)
-    assert source.rounds <= len(pages) + 3
+    assert source.rounds <= len(pages) + 2
     assert sum(length for _, length in source.read) <= 1.3 * array_bytes(pages, big=False) + 32 * 1024 * len(pages)
+
+
+def test_a_small_file_is_two_requests() -> None:
+    pages = [Page(5000 >> k, 4000 >> k, tags=dict(REDUCED) if k else {}, padding=14_000 >> 2 * k) for k in range(3)]
+    data = tiff_bytes(pages)
+    found, source = opened(data[:-29_000])
+    assert len(found.tiles) == len(pages)
+    assert len(source.read) == source.rounds == 2
 
 
 def test_neither_strips_nor_colour_profiles_are_read() -> None:

@@ -28,7 +28,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_headers_cost_no_more_than_their_budget(report: dict[str, Any]) -> None:
-    """Requests at most IFDs + 4 with the one for the size, bytes at most 1.3 x headers + 32 KiB an IFD."""
+    """Requests of any kind at most IFDs + 4, bytes at most 1.3 x headers + 32 KiB an IFD."""
     ours = {row["slide"]: row for row in report["results"] if row["client"] == OURS}
     assert len(report["slides"]) == len(ours) == 2
     for slide in report["slides"]:

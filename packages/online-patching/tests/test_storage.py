@@ -149,6 +149,8 @@ def test_ranges_of_objects_with_odd_names(place: Place) -> None:
         assert info.version
         assert run(source.read_ranges(ranges, expected=info)) == [CONTENT[s : s + n] for s, n in ranges]
         assert run(source.read_whole(max_bytes=len(CONTENT))) == (CONTENT, info)
+        for length in (16, len(CONTENT), 10 * len(CONTENT)):
+            assert run(source.read_start(length)) == (CONTENT[:length], info)
     assert isinstance(source, RemoteSource)
     assert type(source._source()).__name__ == place.source
 
@@ -161,6 +163,13 @@ def test_short_bodies_are_errors(place: Place) -> None:
             run(source.read_ranges([past_the_end]))
     with pytest.raises(SlideFormatError, match="at most 100 are expected"):
         run(source.read_whole(max_bytes=100))
+
+
+@everywhere
+def test_the_start_of_an_empty_object(place: Place) -> None:
+    place.put("empty.svs", b"")
+    data, info = run(place.open("empty.svs").read_start(100))
+    assert (data, info.size) == (b"", 0)
 
 
 @everywhere
@@ -185,6 +194,8 @@ def test_what_is_missing_is_named(place: Place) -> None:
         run(place.open("none.svs").info())
     with pytest.raises(NotFoundError, match="no such"):
         run(place.open("none.svs").read_ranges([(0, 1)]))
+    with pytest.raises(NotFoundError, match="no such"):
+        run(place.open("none.svs").read_start(100))
     if not place.root.startswith("http"):
         elsewhere = f"{place.root.partition('://')[0]}://no-such-bucket/x.svs"
         with pytest.raises(NotFoundError, match="no such"):
@@ -374,6 +385,8 @@ def test_local_files(tmp_path: Path) -> None:
     info = run(source.info())
     assert run(open_object(f"file://{path}").read_ranges([(3, 5)], expected=info)) == [CONTENT[3:8]]
     assert run(source.read_whole(max_bytes=len(CONTENT))) == (CONTENT, info)
+    assert run(source.read_start(16)) == (CONTENT[:16], info)
+    assert run(source.read_start(10 * len(CONTENT))) == (CONTENT, info)
     assert [each.info for each in run(Store().list_folder(str(tmp_path)))] == [info]
     with pytest.raises(StorageError, match="got 2"):
         run(source.read_ranges([(len(CONTENT) - 2, 10)]))

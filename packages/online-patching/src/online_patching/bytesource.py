@@ -63,6 +63,15 @@ class ByteSource(Protocol):
         """The bytes of every range, in order; ``expected`` pins the object that is read."""
         ...
 
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        """The first bytes (all of them where it has fewer), with size and version: by one request where that can be.
+
+        Raises:
+            NotFoundError: It does not exist.
+            StorageError: It cannot be read.
+        """
+        ...
+
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """All bytes of an object whose size is not known beforehand, with its size and version.
 
@@ -72,6 +81,13 @@ class ByteSource(Protocol):
             StorageError: It cannot be read.
         """
         ...
+
+
+async def read_start_by_info(source: ByteSource, length: int) -> tuple[bytes, ObjectInfo]:
+    """``ByteSource.read_start`` by two requests, for a source whose ranges do not tell size and version."""
+    info = await source.info()
+    (data,) = await source.read_ranges([(0, min(length, info.size))], expected=info)
+    return data, info
 
 
 def split_object_url(url: str) -> tuple[str, str, str]:

@@ -23,6 +23,7 @@ from online_patching.bytesource import (
     check_size,
     check_unchanged,
     entity_tag,
+    read_start_by_info,
     split_object_url,
     storage_error,
     version_of,
@@ -116,6 +117,7 @@ class FsspecSource:
         self._filesystem = filesystem
         self._path = path_in(filesystem, url)
         self._scheme = split_object_url(url)[0]
+        self._tells_info = self._scheme in (*S3_SCHEMES, *AZURE_SCHEMES)
 
     async def info(self) -> ObjectInfo:
         """Size and version as the file system tells them."""
@@ -155,6 +157,21 @@ class FsspecSource:
             if info is not None:
                 check_unchanged(info, expected, self.url)
         return [check_length(data, r, self.url) for (data, _), r in zip(answers, ranges, strict=True)]
+
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        """The first bytes, by one request where the client tells size and version of a range."""
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                data, info = await self._read((0, length), None) if self._tells_info else (b"", None)
+        except Exception as error:
+            refused = storage_error(self.url, error)
+            # No range of an empty object can be asked for.
+            if type(refused) is StorageError and (empty := await self.info()).size == 0:
+                return b"", empty
+            raise refused from error
+        if info is None:
+            return await read_start_by_info(self, length)
+        return check_length(data, (0, min(length, info.size)), self.url), info
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object; its size and version cost a request of their own here."""

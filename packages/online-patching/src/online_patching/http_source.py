@@ -70,6 +70,11 @@ class HttpSource:
             for task in tasks:
                 task.cancel()
 
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        """The first bytes, by one request: its answer tells size and version too."""
+        data, info = await self._answer(0, length, None)
+        return check_length(data, (0, min(length, info.size)), self.url), info
+
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object; its size and version cost a request of their own here."""
         info = await self.info()
@@ -107,7 +112,9 @@ class HttpSource:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS)
         options = {"timeout": timeout, **options, "headers": {**options.get("headers", {}), **headers}}
         async with session.get(yarl.URL(self._address, encoded=True), **options) as answer:
-            if answer.status == 416 and answer.headers.get("Content-Range") == "bytes */0":
+            # An empty object has no range: servers refuse the request, or answer with the whole.
+            told = answer.status, answer.headers.get("Content-Range"), answer.headers.get("Content-Length")
+            if told[:2] == (416, "bytes */0") or told == (200, None, "0"):
                 return b"", self._info_of(answer.headers, 0)
             answer.raise_for_status()
             total = answer.headers.get("Content-Range", "").rpartition("/")[2]

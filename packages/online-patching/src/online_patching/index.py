@@ -1,6 +1,6 @@
 """What does one slide's index hold, and what did reading it cost?
 
-``index_slide`` asks a store for an object's size and version and reads nothing but headers. The result, a
+``index_slide`` reads nothing but headers; the first request tells the object's size and version too. The result, a
 ``SlideIndex``, is all that is needed to read pixels later, in any process.
 """
 
@@ -23,7 +23,7 @@ class SlideIndex:
         objects: The slide's objects, whose size and version are pinned from here on.
         header: Levels, encodings, resolution.
         tiles: Byte ranges of every level's tiles, in the order of the levels; empty for OME-Zarr.
-        requests: Range requests that indexing made (those for size and version not counted).
+        requests: Range requests that indexing made.
         bytes_read: Bytes that indexing received.
     """
 

@@ -80,6 +80,18 @@ class ObstoreSource:
             for task in tasks:
                 task.cancel()
 
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        """The first bytes, by one request: its answer tells size and version too."""
+        try:
+            data, info = await self._get({"range": (0, length)})
+        except Exception as error:
+            refused = storage_error(self.url, error)
+            # What range the answer of an empty object should have no two servers agree on.
+            if type(refused) is StorageError and (info := await self.info()).size == 0:
+                return b"", info
+            raise refused from error
+        return check_length(data, (0, min(length, info.size)), self.url), info
+
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object, by one request; its body is not fetched where the answer's head says that it is too large."""
         import obstore

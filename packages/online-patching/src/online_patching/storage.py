@@ -1,7 +1,7 @@
 """How are ranges of bytes read from an object, wherever it lies?
 
-``open_object(url)`` gives a ``ByteSource``: its ``info`` (size and version) and its ``read_ranges``. Four sources stand
-behind this one small protocol:
+``open_object(url)`` gives a ``ByteSource``: its ``info`` (size and version), its ``read_ranges``, and ``read_start``,
+which does both at once. Four sources stand behind this one small protocol:
 
 - ``LocalSource``: files, by ``os.pread``;
 - ``ObstoreSource``: ``s3://``, ``az://``, ``gs://`` and ``http(s)://``, at a fraction of the CPU of other clients;
@@ -57,6 +57,10 @@ class LocalSource:
         """All ranges in one hop to a thread, with the file checked through the descriptor that is read."""
         return await asyncio.to_thread(self._read, ranges, expected)
 
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        """The file's first bytes, in one hop to a thread."""
+        return await asyncio.to_thread(self._read_start, length)
+
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The file, in one hop to a thread."""
         return await asyncio.to_thread(self._read_whole, max_bytes)
@@ -91,11 +95,16 @@ class LocalSource:
             os.close(descriptor)
 
     def _read_whole(self, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        data, info = self._read_start(max_bytes)
+        check_size(info.size, max_bytes, self.url)
+        return data, info
+
+    def _read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         descriptor = self._open()
         try:
             info = stat_info(os.fstat(descriptor))
-            check_size(info.size, max_bytes, self.url)
-            return check_length(os.pread(descriptor, info.size, 0), (0, info.size), self.url), info
+            length = min(length, info.size)
+            return check_length(os.pread(descriptor, length, 0), (0, length), self.url), info
         except OSError as error:
             raise StorageError(f"{self.url}: reading failed ({error.strerror}); check the disk or mount") from error
         finally:
@@ -128,6 +137,10 @@ class RemoteSource:
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The bytes of every range, in order."""
         return await self._source().read_ranges(ranges, expected=expected)
+
+    async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        """The first bytes, with size and version."""
+        return await self._source().read_start(length)
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """All bytes, with size and version."""

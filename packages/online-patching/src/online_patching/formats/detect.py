@@ -50,14 +50,13 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         return await _read_folder(store, place)
     source = store.open(place)
     try:
-        info = await source.info()
+        reader = await HeaderReader.open(source)
     except NotFoundError as missing:
         # A store knows no folders: what is no object may still be the start of some objects' names.
         try:
             return await _read_folder(store, place)
         except NotFoundError:
             raise missing from None
-    reader = HeaderReader(source, info)
     if reader.size < MIN_BYTES:
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, min(HEAD_BYTES, reader.size))

@@ -226,8 +226,7 @@ def _by_series(files: Iterable[ScannedFile]) -> dict[str, list[ScannedFile]]:
 
 async def _opened(store: Store, url: str) -> HeaderReader:
     # Sizes and versions of listings are not written as those of the objects themselves, which reading compares.
-    source = store.open(url)
-    return HeaderReader(source, await source.info())
+    return await HeaderReader.open(store.open(url))
 
 
 async def _read_levels(readers: Sequence[HeaderReader]) -> FoundSlide:

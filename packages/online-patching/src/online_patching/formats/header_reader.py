@@ -9,6 +9,7 @@ format's reader has to say against a file, it says through ``error``, which name
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject, shown_url
 from online_patching.errors import SlideFormatError
@@ -30,15 +31,25 @@ class HeaderReader:
         bytes_read: Bytes received.
     """
 
-    def __init__(self, source: ByteSource, info: ObjectInfo) -> None:
+    def __init__(self, source: ByteSource, info: ObjectInfo, start: bytes = b"") -> None:
         self.url = shown_url(source.url)
         self.size = info.size
         self.pinned = PinnedObject(source.url, info)
-        self.requests = 0
-        self.rounds = 0
-        self.bytes_read = 0
+        # The read that told size and version, where bytes came with it.
+        self.requests = self.rounds = int(bool(start))
+        self.bytes_read = len(start)
         self._source = source
-        self._windows: list[tuple[int, bytes]] = []
+        self._windows: list[tuple[int, bytes]] = [(0, start)] if start else []
+
+    @classmethod
+    async def open(cls, source: ByteSource) -> Self:
+        """A reader that knows the start of the object: one request gives that, its size and its version.
+
+        Raises:
+            StorageError: The object cannot be read; ``NotFoundError`` where there is none.
+        """
+        data, info = await source.read_start(WINDOW_BYTES)
+        return cls(source, info, data)
 
     async def read(self, start: int, length: int) -> bytes:
         """Bytes [start, start + length) of the object.

@@ -58,8 +58,7 @@ async def read_json_slide(store: Store, reader: HeaderReader, slide: str) -> Fou
 
 async def read_parquet_slide(store: Store, folder: str, slide: str) -> tuple[FoundSlide, HeaderReader]:
     """The slide in a folder of references as Parquet, and the reader that counted what it cost."""
-    source = store.open(join_url(folder, PARQUET_METADATA))
-    reader = HeaderReader(source, await source.info())
+    reader = await HeaderReader.open(store.open(join_url(folder, PARQUET_METADATA)))
     references = await read_parquet(store, reader, folder)
     return await _read_slide(store, reader, references, slide, folder), reader
 

@@ -1,7 +1,8 @@
 """What do the headers of a TIFF or BigTIFF say, read over a network?
 
 1. ``read_ifds`` follows the chain of IFDs and decodes their entries; ``read_sub_ifds`` does so for the directories
-   that another one names (tag 330), all at once. Large arrays stay where they are.
+   that another one names (tag 330), all at once. Where the next directory has to be waited for, the values that the
+   levels found so far will need come with it.
 2. ``fetch_values`` reads the values of some tags of many directories in one round trip.
 3. ``TiffIfd.numbers`` and its kin give the values of one tag.
 
@@ -29,8 +30,12 @@ MAX_ENTRIES = 1024
 MAX_ARRAY_BYTES = 24 << 20
 # A usual directory.
 IFD_BYTES = 512
+# No entry of a directory holds more itself.
+INLINE_BYTES = 8
 # The last directories often lie near the end of the file.
 TAIL_BYTES = 8 * 1024
+# Of a file that is no larger, all is read at the first directory that does not lie at its head.
+SMALL_FILE_BYTES = 2 * WINDOW_BYTES + TAIL_BYTES
 
 # TIFF 6.0 section 2 and the BigTIFF types: code -> NumPy type without byte order.
 _TYPES = {1: "u1", 2: "S1", 3: "u2", 4: "u4", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 11: "f4", 12: "f8", 16: "u8"}
@@ -42,6 +47,11 @@ SUBFILE_TYPE, IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETR
 FILL_ORDER, IMAGE_DESCRIPTION, SAMPLES_PER_PIXEL, X_RESOLUTION, Y_RESOLUTION = 266, 270, 277, 282, 283
 PLANAR_CONFIGURATION, RESOLUTION_UNIT, SOFTWARE, PREDICTOR, TILE_WIDTH, TILE_LENGTH = 284, 296, 305, 317, 322, 323
 TILE_OFFSETS, TILE_BYTE_COUNTS, SUB_IFDS, EXTRA_SAMPLES, SAMPLE_FORMAT, JPEG_TABLES = 324, 325, 330, 338, 339, 347
+
+# What every level needs beside its arrays, and what is asked of the first directory: read ahead up to a size.
+_SMALL_TAGS = (BITS_PER_SAMPLE, SAMPLE_FORMAT, EXTRA_SAMPLES, JPEG_TABLES, SUB_IFDS)
+_FIRST_TAGS = (IMAGE_DESCRIPTION, SOFTWARE, X_RESOLUTION, Y_RESOLUTION)
+MAX_SMALL_BYTES = 64 * 1024
 
 _BYTE_ORDERS: dict[bytes, ByteOrder] = {b"II": "<", b"MM": ">"}
 
@@ -99,6 +109,11 @@ class TiffIfd:
     def places(self, tags: Collection[int]) -> list[ByteRange]:
         """Where the values of those tags lie that the directory has."""
         return [self._place(tag) for tag in tags if tag in self._entries]
+
+    def places_up_to(self, max_bytes: int, tags: Collection[int]) -> list[ByteRange]:
+        """Where the values of those tags lie that the directory has and that are no longer than that."""
+        entries = [self._entries[tag] for tag in tags if tag in self._entries]
+        return [(entry.place, entry.length) for entry in entries if entry.length <= max_bytes]
 
     async def numbers(self, tag: int) -> npt.NDArray[np.generic]:
         """All values of a numeric tag; rationals come as float64.
@@ -176,17 +191,19 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     (offset,) = struct.unpack(layout.offset, head[8:16] if layout.big else head[4:8])
     ifds: list[TiffIfd] = []
     seen: set[int] = set()
-    windows = _Windows(reader)
+    ahead = _Ahead(reader)
     while offset:
         if offset in seen or len(ifds) >= MAX_IFDS:
             raise reader.error(f"its TIFF directories form a loop or exceed {MAX_IFDS}: the file is damaged")
         seen.add(offset)
-        if not reader.is_known(offset, IFD_BYTES):
-            tail = min(TAIL_BYTES, reader.size)
-            await reader.fetch([windows.next(offset), (reader.size - tail, tail)])
+        if not reader.is_known(offset, max(min(IFD_BYTES, reader.size - offset), 0)):
+            tail = WINDOW_BYTES if reader.size <= SMALL_FILE_BYTES else reader.size - TAIL_BYTES
+            await reader.fetch([ahead.window(offset), (tail, reader.size - tail), *ahead.values])
+            ahead.values.clear()
         ifd, offset = await _read_ifd(reader, layout, offset)
-        windows.saw(ifd)
+        ahead.saw(ifd)
         ifds.append(ifd)
+    await reader.fetch(ahead.values)
     if not ifds:
         raise reader.error("a TIFF without any image directory: the file is damaged")
     return ifds
@@ -206,45 +223,76 @@ async def read_sub_ifds(reader: HeaderReader, ifd: TiffIfd) -> list[TiffIfd]:
     offsets = [int(offset) for offset in (await ifd.numbers(SUB_IFDS)).astype(np.uint64)]
     if len(set(offsets)) != len(offsets):
         raise reader.error("a TIFF directory names a sub-directory twice: the file is damaged")
-    windows = _Windows(reader)
-    windows.saw(ifd)
-    ahead = []
+    ahead = _Ahead(reader)
+    ahead.saw(ifd)
+    windows = []
     for offset in offsets:
-        ahead.append(windows.next(offset))
-        windows.expect_quarter()
-    await reader.fetch(ahead)
+        windows.append(ahead.window(offset))
+        ahead.expect_quarter()
+    await reader.fetch(windows)
     return [(await _read_ifd(reader, ifd.layout, offset))[0] for offset in offsets]
 
 
-class _Windows:
-    """How much is read at each directory, so that the arrays behind it mostly come along.
+class _Ahead:
+    """What is read at each directory before anybody asks for it.
 
-    A level has about a quarter of the tiles of the one before it. Arrays that do not fit are read by a request of
-    their own later; from the third such directory on it pays to read as much more as they will need. All that is read
-    on that guess stays below 0.3 of the bytes of arrays that are certain.
+    - A window, so that the arrays at the directory mostly come along: behind it, or before it in files of writers that
+      put arrays first. A level has about a quarter of the tiles of the one before it. Arrays that do not fit are read
+      by a request of their own; from the third such directory on it pays to read as much more as they will need. All
+      that is read on that guess stays below 0.3 of the bytes of arrays that are certain.
+    - The values of the directories seen so far that lie in no window: nothing has to wait for them, so they are read
+      together with the next directory. They are those of levels most likely: all tiled directories together get at
+      most twice what the first of them gets, which holds for a pyramid.
     """
 
     def __init__(self, reader: HeaderReader) -> None:
+        self.values: list[ByteRange] = []
         self._size = reader.size
         self._last = 0
         self._large = 0
         self._allowance = 0
+        self._arrays_first = False
+        self._is_first = True
+        self._arrays_left: int | None = None
 
     def saw(self, ifd: TiffIfd) -> None:
-        length = sum(min(size, MAX_ARRAY_BYTES) for _, size in ifd.places((TILE_OFFSETS, TILE_BYTE_COUNTS)))
+        arrays = ifd.places((TILE_OFFSETS, TILE_BYTE_COUNTS))
+        length = sum(size for _, size in arrays)
         if length:
             self._allowance += length * 29 // 100
             self._large += length > WINDOW_BYTES - 2048
             self._last = length
+        # Arrays within the directory itself do not tell where others lie.
+        if arrays and min(size for _, size in arrays) > INLINE_BYTES:
+            # A place within the directory: that of any such value, as its width is.
+            inside = next((place for place, _ in ifd.places((IMAGE_WIDTH,))), 0)
+            self._arrays_first = 0 <= inside - max(place + size for place, size in arrays) < WINDOW_BYTES
+        self._want(ifd, arrays)
+
+    def _want(self, ifd: TiffIfd, arrays: list[ByteRange]) -> None:
+        wanted = ifd.places_up_to(MAX_SMALL_BYTES, _SMALL_TAGS if arrays else ())
+        if self._is_first:
+            wanted += ifd.places_up_to(MAX_SMALL_BYTES, _FIRST_TAGS)
+        self._is_first = False
+        length = sum(size for _, size in arrays)
+        if self._arrays_left is None and arrays:
+            self._arrays_left = 2 * length
+        if self._arrays_left is not None and length <= self._arrays_left:
+            self._arrays_left -= length
+            wanted += arrays
+        # What lies past the end is an error only where it is needed.
+        self.values += [(start, size) for start, size in wanted if start + size <= self._size]
 
     def expect_quarter(self) -> None:
         self._last //= 4
         self._large += self._last > WINDOW_BYTES - 2048
 
-    def next(self, offset: int) -> ByteRange:
+    def window(self, offset: int) -> ByteRange:
         extra = min(self._last // 4, self._allowance) if self._large >= 2 else 0
         self._allowance -= extra
-        return offset, max(min(WINDOW_BYTES + extra, self._size - offset), 0)
+        length = WINDOW_BYTES + extra
+        start = max(offset + 2 * IFD_BYTES - length, 0) if self._arrays_first else offset
+        return start, max(min(length, self._size - start), 0)
 
 
 async def _read_ifd(reader: HeaderReader, layout: TiffLayout, offset: int) -> tuple[TiffIfd, int]:
