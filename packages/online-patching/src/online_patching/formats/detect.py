@@ -22,7 +22,7 @@ from online_patching.storage import Store
 # A DICOM file is told by "DICM" at byte 128.
 HEAD_BYTES = 132
 MIN_BYTES = 16
-TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_NAMES = (".tif", ".tiff")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SUPPORTED = "Aperio SVS, pyramidal TIFF and BigTIFF, OME-TIFF, DICOM, OME-Zarr, kerchunk references"
 
@@ -61,7 +61,7 @@ async def read_slide(store: Store, url: str, *, experimental: bool) -> tuple[Fou
         raise reader.error(f"not a slide: it has {reader.size} bytes")
     head = await reader.read(0, min(HEAD_BYTES, reader.size))
     # A DICOM file may carry a TIFF's head in its preamble, so as to be both: then its name decides.
-    if is_dicom(head) and not reader.url.lower().endswith(TIFF_SUFFIXES):
+    if is_dicom(head) and not reader.url.lower().endswith(TIFF_NAMES):
         dicom = await read_dicom_file(store, url, reader)
         return dicom.slide, dicom.requests, dicom.bytes_read
     if head[:4] in TIFF_MAGIC:

@@ -176,7 +176,7 @@ class _Scan:
 
     async def _read(self, found: PinnedObject) -> ScannedFile:
         async with self._slots:
-            reader = HeaderReader(self._store.open(found.url), found.info)
+            reader = await HeaderReader.open(self._store.open(found.url))
             try:
                 scanned = ScannedFile(found, await identify(reader), None)
             except SlideFormatError as error:

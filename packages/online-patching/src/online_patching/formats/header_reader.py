@@ -84,7 +84,7 @@ class HeaderReader:
         self.requests += len(merged)
         self.rounds += 1
         self.bytes_read += sum(length for _, length in merged)
-        bodies = await self._source.read_ranges(merged)
+        bodies = await self._source.read_ranges(merged, expected=self.pinned.info)
         self._windows += [(start, body) for (start, _), body in zip(merged, bodies, strict=True)]
 
     async def read_apart(self, ranges: Sequence[ByteRange]) -> list[bytes]:
@@ -99,7 +99,7 @@ class HeaderReader:
             return []
         self.requests += len(ranges)
         self.rounds += 1
-        bodies = await self._source.read_ranges(ranges)
+        bodies = await self._source.read_ranges(ranges, expected=self.pinned.info)
         self.bytes_read += sum(map(len, bodies))
         return bodies
 

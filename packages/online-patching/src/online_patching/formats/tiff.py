@@ -184,7 +184,7 @@ async def read_ifds(reader: HeaderReader) -> list[TiffIfd]:
     order = _BYTE_ORDERS.get(head[:2])
     magic = struct.unpack(order + "H", head[2:4])[0] if order else None
     if order is None or magic not in (42, 43):
-        raise reader.error(f"not a TIFF: it starts with {head[:4]!r}; slides here are SVS or pyramidal TIFF files")
+        raise reader.error(f"not a TIFF: it starts with {head[:4]!r}")
     layout = TiffLayout(order, magic == 43)
     if layout.big and struct.unpack(order + "HH", head[4:8]) != (8, 0):
         raise reader.error("a BigTIFF with an offset size other than 8: the file is damaged")
@@ -220,7 +220,10 @@ async def read_sub_ifds(reader: HeaderReader, ifd: TiffIfd) -> list[TiffIfd]:
         raise reader.error(f"a TIFF directory names {count} sub-directories (allowed: {MAX_IFDS}): damaged file")
     if count == 0:
         return []
-    offsets = [int(offset) for offset in (await ifd.numbers(SUB_IFDS)).astype(np.uint64)]
+    places = await ifd.numbers(SUB_IFDS)
+    if places.dtype.kind not in "iu":
+        raise reader.error("the places of its sub-directories are no whole numbers: the file is damaged")
+    offsets = [int(offset) for offset in places.astype(np.uint64)]
     if len(set(offsets)) != len(offsets):
         raise reader.error("a TIFF directory names a sub-directory twice: the file is damaged")
     ahead = _Ahead(reader)

@@ -78,8 +78,6 @@ async def _read_ome_tiff(reader: HeaderReader, ifds: list[TiffIfd], description:
         raise reader.error(f"its OME-XML says {width} x {height} px, its directory {image.ifd} another size")
     # The list of lower levels often lies behind the arrays of this one: all that is one request.
     await tiff.fetch_values(reader, [ifd], (tiff.SUB_IFDS, tiff.TILE_OFFSETS, tiff.TILE_BYTE_COUNTS))
-    # Refuses a list that holds no numbers.
-    await ifd.number(tiff.SUB_IFDS, 0)
     levels = as_pyramid(reader, await read_levels(reader, [ifd, *await tiff.read_sub_ifds(reader, ifd)]))
     if any(level.geometry.width_px >= width for level in levels[1:]):
         raise reader.error("an OME-TIFF whose sub-resolutions are no smaller than the image: the file is damaged")
