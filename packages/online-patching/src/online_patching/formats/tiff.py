@@ -222,7 +222,7 @@ async def read_sub_ifds(reader: HeaderReader, ifd: TiffIfd) -> list[TiffIfd]:
         return []
     places = await ifd.numbers(SUB_IFDS)
     if places.dtype.kind not in "iu":
-        raise reader.error("the places of its sub-directories are no whole numbers: the file is damaged")
+        raise reader.error(f"TIFF tag {SUB_IFDS} holds no whole numbers: the file is damaged")
     offsets = [int(offset) for offset in places.astype(np.uint64)]
     if len(set(offsets)) != len(offsets):
         raise reader.error("a TIFF directory names a sub-directory twice: the file is damaged")
