@@ -25,6 +25,12 @@ def tissue_image(width: int, height: int, seed: int) -> Pixels:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), 1.2), np.uint8)
 
 
+def pyramid_of(image: Pixels, downsamples: tuple[int, ...] = (1, 2, 4)) -> list[Pixels]:
+    """The image at whole downsamples; sizes are rounded down."""
+    sizes = [(image.shape[1] // d, image.shape[0] // d) for d in downsamples]
+    return [np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8) for size in sizes]
+
+
 def write_pyramid(
     path: Path,
     image: Pixels,
@@ -41,9 +47,7 @@ def write_pyramid(
     levels = []
     description = "Aperio Image Library v11.2.1\r\nsample|AppMag = 20" + (f"|MPP = {mpp}" if mpp else "")
     with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as writer:
-        for downsample in downsamples:
-            size = (image.shape[1] // downsample, image.shape[0] // downsample)
-            level = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        for number, level in enumerate(pyramid_of(image, downsamples)):
             writer.write(
                 level,
                 photometric="rgb",
@@ -51,7 +55,7 @@ def write_pyramid(
                 compression=compression,
                 compressionargs={"level": 90} if compression == "jpeg" else None,
                 predictor=predictor,
-                description=description if downsample == downsamples[0] else None,
+                description=description if number == 0 else None,
                 metadata=None,
             )
             levels.append(level)

@@ -15,17 +15,12 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import tifffile
+from written_slides import pyramid_of
 
 Pixels = npt.NDArray[np.uint8]
 XMP_TAG = 700
 # TIFF tags by number: the type's number and the values.
 Tags = dict[int, tuple[int, object]]
-
-
-def pyramid(image: Pixels, downsamples: tuple[int, ...]) -> list[Pixels]:
-    """The image at whole downsamples; sizes are rounded down."""
-    sizes = [(image.shape[1] // downsample, image.shape[0] // downsample) for downsample in downsamples]
-    return [np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8) for size in sizes]
 
 
 def padded(image: Pixels, tile: int, *, more_columns: int = 0) -> Pixels:
@@ -89,7 +84,7 @@ def write_philips(
     """A Philips TIFF of 0.25 um/px: padded levels, true sizes in the XML, a stripped macro behind."""
     spacings = [(0.00025 * downsample, 0.00025 * downsample) for downsample in downsamples]
     with tifffile.TiffWriter(path) as writer:
-        for level, pixels in enumerate(pyramid(image, downsamples)):
+        for level, pixels in enumerate(pyramid_of(image, downsamples)):
             stored = padded(pixels, tile, more_columns=more_columns if level else 0)
             writer.write(
                 jpeg_tiles(stored, tile, missing if level == 0 else frozenset()),
@@ -153,7 +148,7 @@ def write_leica(
     description: str | None = None,
 ) -> None:
     """A Leica SCN of 0.5 um/px: a tiled macro, then the levels of each focal plane, the other planes black."""
-    levels = pyramid(image, downsamples)
+    levels = pyramid_of(image, downsamples)
     sizes = [(level.shape[1], level.shape[0]) for level in levels]
     description = description or leica_xml(sizes, planes=planes)
     macro = np.asarray(cv2.resize(image, (130, 380)), np.uint8)
@@ -316,7 +311,7 @@ def write_ndpi(
         tags: To replace, as (type, values), or to leave out, as (0, None), in level 0.
     """
     writer = NdpiWriter(path, gap_bytes=gap_bytes)
-    for k, level in enumerate(pyramid(image, downsamples)):
+    for k, level in enumerate(pyramid_of(image, downsamples)):
         last = k == len(downsamples) - 1
         jpeg, starts = restart_jpeg(level, 0 if last else interval_mcus, sampling=sampling)
         lens: Tags = {65421: (11, [20.0 / downsamples[k]])}
@@ -389,7 +384,7 @@ def write_ventana(
         data = f"<Metadata>{iscan}</Metadata>".encode()
         for name, tags in (("Label Image", [(XMP_TAG, 1, len(data), data, True)]), ("Thumbnail", [])):
             writer.write(image[:40, :60], photometric="rgb", description=name, extratags=tags, metadata=None)
-        for k, level in enumerate(pyramid(base, downsamples)):
+        for k, level in enumerate(pyramid_of(base, downsamples)):
             tags = [(XMP_TAG, 1, len(xmp), xmp.encode(), True)] if k == 0 and not stitched else []
             writer.write(
                 level,

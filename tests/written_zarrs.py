@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -18,12 +17,6 @@ with warnings.catch_warnings():
     from ome_zarr.writer import write_multiscale
 
 Pixels = npt.NDArray[np.uint8]
-
-
-def pyramid_of(image: Pixels, downsamples: tuple[int, ...] = (1, 2, 4)) -> list[Pixels]:
-    """The image at several scales."""
-    sizes = [(image.shape[1] // d, image.shape[0] // d) for d in downsamples]
-    return [np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8) for size in sizes]
 
 
 def in_axes(level: Pixels, axes: str) -> Pixels:

@@ -14,11 +14,10 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server_process import MissingServerError, ServerProcess, files_below, s3_client
+from server_process import MissingServerError, S3Process
 
 # The point of credentials here is that requests are signed as they are against any store.
 CREDENTIALS = {"key": "demo-access-key", "secret": "demo-secret-key"}
@@ -40,24 +39,12 @@ _IDENTITIES = [
 ]
 
 
-class S3Server(ServerProcess):
-    """One store process; a context manager.
-
-    Attributes:
-        endpoint_url: Where it listens, on loopback only.
-    """
+class S3Server(S3Process):
+    """One store process; a context manager."""
 
     name = "s3-server"
+    credentials = CREDENTIALS
     port_count = 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.endpoint_url = f"http://127.0.0.1:{self.ports[0]}"
-
-    @property
-    def storage_options(self) -> dict[str, Any]:
-        """Options for a client of this server, in fsspec's dialect."""
-        return {**CREDENTIALS, "client_kwargs": {"endpoint_url": self.endpoint_url, "region_name": "us-east-1"}}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -85,25 +72,6 @@ class S3Server(ServerProcess):
             *("-filer", "-s3", f"-s3.config={folder / 's3.json'}"),
             *("-master.volumeSizeLimitMB=1024", "-volume.max=500", *ports),
         ]
-
-    def answers(self) -> bool:
-        """Whether buckets can be listed."""
-        self.client().list_buckets()
-        return True
-
-    def client(self) -> Any:
-        """A boto3 client of this server."""
-        return s3_client(self.endpoint_url, **CREDENTIALS)
-
-    def upload(self, folder: Path, bucket: str, *, on_file: Callable[[Path], None] | None = None) -> str:
-        """Put every file below a folder into a bucket, and return the bucket's URL."""
-        client = self.client()
-        client.create_bucket(Bucket=bucket)
-        for path, name in files_below(folder):
-            client.upload_file(str(path), bucket, name)
-            if on_file is not None:
-                on_file(path)
-        return f"s3://{bucket}"
 
 
 def main() -> None:

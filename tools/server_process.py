@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 REPOSITORY = Path(__file__).parent.parent
 # What install_servers.py installs; a folder that git ignores.
@@ -148,3 +148,42 @@ def s3_client(endpoint_url: str, key: str, secret: str) -> Any:
         aws_secret_access_key=secret,
         config=botocore.config.Config(retries={"total_max_attempts": 2}, connect_timeout=5),
     )
+
+
+class S3Process(ServerProcess):
+    """A server with an S3 interface.
+
+    Attributes:
+        credentials: Those that it knows, as ``key`` and ``secret``.
+        endpoint_url: Where it listens, on loopback only.
+    """
+
+    credentials: ClassVar[dict[str, str]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.endpoint_url = f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """Options for a client of this server, in fsspec's dialect."""
+        return {**self.credentials, "client_kwargs": {"endpoint_url": self.endpoint_url, "region_name": "us-east-1"}}
+
+    def answers(self) -> bool:
+        """Whether buckets can be listed."""
+        self.client().list_buckets()
+        return True
+
+    def client(self) -> Any:
+        """A boto3 client of this server."""
+        return s3_client(self.endpoint_url, **self.credentials)
+
+    def upload(self, folder: Path, bucket: str, *, on_file: Callable[[Path], None] | None = None) -> str:
+        """Put every file below a folder into a bucket, and return the bucket's URL."""
+        client = self.client()
+        client.create_bucket(Bucket=bucket)
+        for path, name in files_below(folder):
+            client.upload_file(str(path), bucket, name)
+            if on_file is not None:
+                on_file(path)
+        return f"s3://{bucket}"

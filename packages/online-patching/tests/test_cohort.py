@@ -14,9 +14,9 @@ from online_patching.cohort import cohort_slides
 from s3_server import S3Server
 from tiff_bytes import Page, tiff_bytes
 from written_dicom import write_dicom
-from written_slides import tissue_image, write_pyramid
+from written_slides import pyramid_of, tissue_image, write_pyramid
 from written_vendor_slides import write_ndpi
-from written_zarrs import pyramid_of, write_ome_zarr
+from written_zarrs import write_ome_zarr
 
 IMAGE = tissue_image(512, 384, 11)
 HALF = np.asarray(cv2.resize(IMAGE, (256, 192), interpolation=cv2.INTER_AREA), np.uint8)

@@ -16,8 +16,8 @@ from online_patching.bytesource import ByteSource
 from online_patching.formats.ome_zarr import OmeZarrSlide, read_ome_zarr
 from online_patching.loop import run
 from online_patching.storage import LocalSource, Store
-from written_slides import tissue_image
-from written_zarrs import pyramid_of, write_ome_zarr, write_zarr_levels
+from written_slides import pyramid_of, tissue_image
+from written_zarrs import write_ome_zarr, write_zarr_levels
 
 LEVELS = pyramid_of(tissue_image(300, 200, 1))
 

@@ -27,8 +27,8 @@ from online_patching import (
 )
 from online_patching.jobs import index_cohort
 from s3_server import S3Server
-from written_slides import tissue_image
-from written_zarrs import Pixels, in_axes, pyramid_of, write_ome_zarr, write_zarr_levels
+from written_slides import pyramid_of, tissue_image
+from written_zarrs import Pixels, in_axes, write_ome_zarr, write_zarr_levels
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 IMAGE = tissue_image(700, 500, 1)

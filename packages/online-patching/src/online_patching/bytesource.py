@@ -7,12 +7,13 @@ length than asked for is an error, and so is an object whose size or version dif
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from online_patching.errors import SlideChangedError, SlideFormatError, StorageError
@@ -20,6 +21,8 @@ from online_patching.store_errors import shown_url as shown_url
 from online_patching.store_errors import storage_error as storage_error
 
 _MODIFIED = "modified-"
+
+T = TypeVar("T")
 
 ByteRange = tuple[int, int]
 """(start, length) in bytes."""
@@ -88,6 +91,32 @@ async def read_start_by_info(source: ByteSource, length: int) -> tuple[bytes, Ob
     info = await source.info()
     (data,) = await source.read_ranges([(0, min(length, info.size))], expected=info)
     return data, info
+
+
+async def read_whole_by_info(source: ByteSource, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+    """``ByteSource.read_whole`` by two requests, for a source whose answers do not tell the size beforehand."""
+    info = await source.info()
+    check_size(info.size, max_bytes, source.url)
+    (data,) = await source.read_ranges([(0, info.size)], expected=info)
+    return data, info
+
+
+async def gather_ranges(
+    ranges: Sequence[ByteRange], read_one: Callable[[ByteRange], Coroutine[Any, Any, T]], *, at_once: int
+) -> list[T]:
+    """What ``read_one`` gives for every range, in order, ``at_once`` at a time; the first error ends the others."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def gated(byte_range: ByteRange) -> T:
+        async with gate:
+            return await read_one(byte_range)
+
+    tasks = [asyncio.ensure_future(gated(each)) for each in ranges]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def split_object_url(url: str) -> tuple[str, str, str]:

@@ -20,10 +20,11 @@ from online_patching.bytesource import (
     ByteRange,
     ObjectInfo,
     check_length,
-    check_size,
     check_unchanged,
     entity_tag,
+    gather_ranges,
     read_start_by_info,
+    read_whole_by_info,
     split_object_url,
     storage_error,
     version_of,
@@ -136,20 +137,15 @@ class FsspecSource:
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The ranges, in parallel."""
-        gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
         async def read_one(byte_range: ByteRange) -> tuple[bytes, ObjectInfo | None]:
-            async with gate, asyncio.timeout(DEADLINE_SECONDS):
+            async with asyncio.timeout(DEADLINE_SECONDS):
                 return await self._read(byte_range, expected)
 
-        tasks = [asyncio.ensure_future(read_one(each)) for each in ranges]
         try:
-            answers = await asyncio.gather(*tasks)
+            answers = await gather_ranges(ranges, read_one, at_once=REQUESTS_IN_FLIGHT)
         except Exception as error:
             raise storage_error(self.url, error) from error
-        finally:
-            for task in tasks:
-                task.cancel()
         infos = {info for _, info in answers}
         if expected is not None and None in infos:
             infos = {await self.info()}
@@ -175,10 +171,7 @@ class FsspecSource:
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object; its size and version cost a request of their own here."""
-        info = await self.info()
-        check_size(info.size, max_bytes, self.url)
-        (data,) = await self.read_ranges([(0, info.size)], expected=info)
-        return data, info
+        return await read_whole_by_info(self, max_bytes)
 
     async def _read(self, byte_range: ByteRange, expected: ObjectInfo | None) -> tuple[bytes, ObjectInfo | None]:
         start, length = byte_range

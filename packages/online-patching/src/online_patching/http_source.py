@@ -18,9 +18,10 @@ from online_patching.bytesource import (
     ByteRange,
     ObjectInfo,
     check_length,
-    check_size,
     check_unchanged,
     entity_tag,
+    gather_ranges,
+    read_whole_by_info,
     shown_url,
     storage_error,
     version_of,
@@ -53,22 +54,15 @@ class HttpSource:
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The ranges, in parallel."""
-        gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
         async def read_one(byte_range: ByteRange) -> bytes:
             if byte_range[1] == 0:
                 return b""
-            async with gate:
-                data, info = await self._answer(*byte_range, expected)
+            data, info = await self._answer(*byte_range, expected)
             check_unchanged(info, expected, self.url)
             return check_length(data, byte_range, self.url)
 
-        tasks = [asyncio.ensure_future(read_one(each)) for each in ranges]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        return await gather_ranges(ranges, read_one, at_once=REQUESTS_IN_FLIGHT)
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The first bytes, by one request: its answer tells size and version too."""
@@ -77,10 +71,7 @@ class HttpSource:
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object; its size and version cost a request of their own here."""
-        info = await self.info()
-        check_size(info.size, max_bytes, self.url)
-        (data,) = await self.read_ranges([(0, info.size)], expected=info)
-        return data, info
+        return await read_whole_by_info(self, max_bytes)
 
     async def _answer(self, start: int, length: int, expected: ObjectInfo | None) -> tuple[bytes, ObjectInfo]:
         import aiohttp

@@ -18,6 +18,7 @@ from online_patching.bytesource import (
     check_size,
     check_unchanged,
     entity_tag,
+    gather_ranges,
     storage_error,
     version_of,
 )
@@ -66,19 +67,11 @@ class ObstoreSource:
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """The ranges, in parallel."""
-        gate = asyncio.Semaphore(REQUESTS_IN_FLIGHT)
 
         async def read_one(byte_range: ByteRange) -> bytes:
-            async with gate:
-                return await self._read(byte_range, expected)
+            return await self._read(byte_range, expected)
 
-        tasks = [asyncio.ensure_future(read_one(each)) for each in ranges]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            # The first error ends the others too: nobody would use them.
-            for task in tasks:
-                task.cancel()
+        return await gather_ranges(ranges, read_one, at_once=REQUESTS_IN_FLIGHT)
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The first bytes, by one request: its answer tells size and version too."""

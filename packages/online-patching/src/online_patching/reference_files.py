@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ class _Output:
             raise storage_error(self._url, error) from error
 
 
-class _Writer:
+class _Writer(ABC):
     """What both writers share: metadata in one growing file, and an output that is put in its place when it is whole.
 
     Args:
@@ -187,11 +188,13 @@ class _Writer:
         finally:
             self._output.drop()
 
+    @abstractmethod
     def _open(self) -> tuple[IO[str], _Metadata]:
-        raise NotImplementedError
+        """The file that is begun, and what gathers its metadata."""
 
+    @abstractmethod
     def _closing(self) -> str:
-        raise NotImplementedError
+        """What ends the file."""
 
 
 class JsonWriter(_Writer):

@@ -9,6 +9,7 @@ zarr, so it is itself imported only where a Zarr slide is read.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import struct
 import time
@@ -35,6 +36,7 @@ KEPT_SHARDS = 256
 PRESENCE_SECONDS = 30.0
 # Offset and length of a chunk in the index of its shard; a checksum may follow the index.
 _INDEX_ENTRY, _CHECKSUM_BYTES = struct.Struct("<QQ"), 4
+NO_LISTING = "the chunks of an OME-Zarr slide are not listed"
 
 
 class ArrayStore(ZarrStore):
@@ -165,25 +167,25 @@ class ArrayStore(ZarrStore):
         """Never: stores behind HTTP cannot list."""
         return False
 
-    async def set(self, key: str, value: Buffer) -> None:
+    async def set(self, key: str, value: Buffer) -> None:  # noqa: ARG002
         """Not possible: the store is read-only."""
-        raise NotImplementedError("an ArrayStore is read-only")
+        self._check_writable()
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> None:  # noqa: ARG002
         """Not possible: the store is read-only."""
-        raise NotImplementedError("an ArrayStore is read-only")
+        self._check_writable()
 
     def list(self) -> AsyncIterator[str]:
         """Not possible: see ``supports_listing``."""
-        raise NotImplementedError("an ArrayStore does not list")
+        raise io.UnsupportedOperation(NO_LISTING)
 
-    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:  # noqa: ARG002
         """Not possible: see ``supports_listing``."""
-        raise NotImplementedError("an ArrayStore does not list")
+        raise io.UnsupportedOperation(NO_LISTING)
 
-    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:  # noqa: ARG002
         """Not possible: see ``supports_listing``."""
-        raise NotImplementedError("an ArrayStore does not list")
+        raise io.UnsupportedOperation(NO_LISTING)
 
 
 class _Shard:
