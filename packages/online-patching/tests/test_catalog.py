@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from online_patching import Catalog, CatalogError, PatchRequest, SlideChangedError, open_slide
-from online_patching.bytesource import ByteRange
+import shapely
+from nginx_server import NginxServer
+from online_patching import Catalog, CatalogError, PatchRequest, SlideChangedError, StorageError, loop, open_slide
+from online_patching.bytesource import ByteRange, ObjectInfo
+from online_patching.index import index_slide
 from online_patching.jobs import compute_foreground, index_cohort
-from online_patching.storage import LocalSource
+from online_patching.slides_in_use import PREPARE_AFTER_USES
+from online_patching.storage import LocalSource, Store
+from online_patching.stored_slide import look_up
 from s3_server import S3Server
 from written_slides import tissue_image, write_pyramid
 
@@ -127,14 +132,14 @@ def test_a_look_up_reads_little_of_the_tile_table(tmp_path: Path, monkeypatch: p
     index_cohort([str(path)], str(tmp_path / "c"), progress=False)
     catalog = Catalog.open(str(tmp_path / "c"))
     read: list[int] = []
-    original = LocalSource.read_ranges
+    original = LocalSource.read_ranges_now
 
-    async def counted(self: LocalSource, ranges: Sequence[ByteRange], **kwargs: Any) -> list[bytes]:
+    def counted(self: LocalSource, ranges: Sequence[ByteRange], expected: ObjectInfo | None = None) -> list[bytes]:
         if self.url.endswith("tiles.optt"):
             read.extend(length for _, length in ranges)
-        return await original(self, ranges, **kwargs)
+        return original(self, ranges, expected)
 
-    monkeypatch.setattr(LocalSource, "read_ranges", counted)
+    monkeypatch.setattr(LocalSource, "read_ranges_now", counted)
     catalog.read_patches([PatchRequest("x", 3000, 2000, 32, 0.5)])
     assert 2 <= len(read) <= 5, "the front and one to four blocks"
     assert sum(read) <= 16 * 1024
@@ -183,3 +188,65 @@ def test_a_catalog_in_a_bucket_holds_no_credentials(s3_server: S3Server, slide_f
         body = client.get_object(Bucket="catalogs", Key=key)["Body"].read()
         assert options["secret"].encode() not in body
         assert options["key"].encode() not in body
+
+
+def test_concurrent_readers_of_a_remote_catalog_fetch_each_front_and_polygon_once(
+    catalog_url: str, nginx_server: NginxServer
+) -> None:
+    shutil.copytree(catalog_url, nginx_server.served / "shared-reads")
+    catalog = Catalog.open(nginx_server.url("open", "shared-reads"))
+
+    async def read() -> None:
+        first, second, a, b = await asyncio.gather(
+            catalog.ahandles(["a", "b"]),
+            catalog.ahandles(["c", "b"]),
+            catalog.aforeground("a"),
+            catalog.aforeground("a"),
+        )
+        assert first["b"] is second["b"]
+        assert a is b
+
+    asyncio.run(read())
+    local = Catalog.open(catalog_url)
+    for slide_id in "abc":
+        assert catalog.handle(slide_id).header == local.handle(slide_id).header
+    assert catalog.foreground("a").equals(local.foreground("a"))
+    asked = [line.split('"')[1].split()[1] for line in nginx_server.requests_logged() if "/shared-reads/slides" in line]
+    fronts = [each for each in asked if each.endswith("tiles.optt")]
+    assert sorted(fronts) == [f"/open/shared-reads/slides/{slide_id}/tiles.optt" for slide_id in "abc"]
+    assert asked.count("/open/shared-reads/slides/a/foreground.wkb") == 1
+
+
+def test_a_slide_that_cannot_be_read_fails_its_own_readers_only(catalog_url: str, tmp_path: Path) -> None:
+    shutil.copytree(catalog_url, tmp_path / "c")
+    (tmp_path / "c" / "slides" / "b" / "tiles.optt").write_bytes(b"damaged")
+    catalog = Catalog.open(str(tmp_path / "c"))
+
+    async def read() -> list[object]:
+        both, good = catalog.ahandles(["a", "b"]), catalog.ahandles(["a", "c"])
+        return await asyncio.gather(both, good, return_exceptions=True)
+
+    both, good = asyncio.run(read())
+    assert isinstance(both, StorageError)
+    assert set(good) == {"a", "c"}  # type: ignore[call-overload]
+    with pytest.raises(CatalogError, match="no slide 'z' among 3"):
+        asyncio.run(catalog.ahandle("z"))
+
+
+def test_tiles_of_many_slides_are_looked_up_together(catalog: Catalog) -> None:
+    stored = {slide_id: catalog.handle(slide_id).tiles.lookup for slide_id in "abc"}
+    wanted = [(stored["a"], 0, [0, 3, 1]), (stored["b"], 1, [2]), (stored["a"], 1, [0]), (stored["c"], 0, [])]
+    assert [tiles.known_ranges(level, numbers) for tiles, level, numbers in wanted] == [None, None, None, []]
+    found = loop.run(look_up(wanted))
+    assert found == [tiles.known_ranges(level, numbers) for tiles, level, numbers in wanted]
+    for slide_id, level, numbers, ranges in (("a", 0, [0, 3, 1], found[0]), ("b", 1, [2], found[1])):
+        table = loop.run(index_slide(catalog.row(slide_id).url, Store())).tiles[level]
+        assert ranges == [(int(table.offset[n]), int(table.length[n])) for n in numbers]
+
+
+def test_an_often_used_polygon_is_prepared(catalog: Catalog) -> None:
+    polygon = catalog.foreground("a")
+    assert not shapely.is_prepared(polygon), "the index of a polygon that is used once costs more than it saves"
+    for _ in range(PREPARE_AFTER_USES):
+        assert catalog.foreground("a") is polygon
+    assert shapely.is_prepared(polygon)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import shapely
@@ -88,6 +91,37 @@ def test_a_sample_depends_on_seed_and_number_only() -> None:
     first = [generator(7, k).random() for k in range(5)]
     assert first == [generator(7, k).random() for k in range(5)]
     assert len({*first, *(generator(8, k).random() for k in range(5)), generator(7, 0, attempt=1).random()}) == 11
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    index=st.integers(0, 2**64 - 1),
+    attempt=st.integers(0, 2**64 - 1),
+    used_before=st.integers(0, 5),
+)
+def test_a_generator_is_a_fresh_philox_of_seed_and_number(
+    seed: int, index: int, attempt: int, used_before: int
+) -> None:
+    generator(1, 2).integers(0, 2**20, used_before)
+    # As arrays: in a list, numbers from 2^63 on would become fractions.
+    key, counter = np.array([seed, 0], np.uint64), np.array([0, 0, attempt, index], np.uint64)
+    fresh = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    rng = generator(seed, index, attempt)
+    # 32-bit draws leave half of a word in the generator; that must not reach the next sample.
+    assert [rng.integers(0, 1000) for _ in range(3)] == [fresh.integers(0, 1000) for _ in range(3)]
+    assert (rng.random(6) == fresh.random(6)).all()
+
+
+def test_threads_have_generators_of_their_own() -> None:
+    expected = {k: generator(3, k).random(50).tolist() for k in range(4)}
+
+    def draws(k: int) -> list[float]:
+        rng = generator(3, k)
+        return [(rng.random(), barrier.wait(10))[0] for _ in range(50)]
+
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        assert dict(enumerate(pool.map(draws, range(4)))) == expected
 
 
 def test_impossible_samples_are_errors_and_no_endless_search() -> None:

@@ -6,36 +6,29 @@ and only as far as they are used, so memory does not grow with the number of til
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import shapely
 
 from online_patching import loop
-from online_patching.cache import BoundedCache
-from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder
+from online_patching.catalog_files import CatalogFolder
 from online_patching.decode import Pixels
-from online_patching.errors import CatalogError, CorruptTileError
+from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelPolicy
 from online_patching.plan import PatchRequest, patch_window
-from online_patching.reader import SlideHandle, WindowRequest, open_handle, read_windows
+from online_patching.reader import SlideHandle, WindowRequest, read_windows
 from online_patching.slide import Slide
-from online_patching.slide_row import SlideRow, combined_info
+from online_patching.slide_row import SlideRow
 from online_patching.slide_table import SlideTable
-from online_patching.storage import Store, open_object
-from online_patching.stored_slide import read_stored_tiles
+from online_patching.slides_in_use import Handles, KeptPolygon, Polygons
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import zarr
 
     from online_patching.zarr_view import SlideEntry
-
-# Slides whose front and blocks, or polygon, are kept; a stream touches far fewer at a time.
-KEPT_SLIDES = 512
 
 
 class Catalog:
@@ -57,8 +50,8 @@ class Catalog:
         self.folder = folder
         self._slide_options = dict(folder.storage_options if slide_storage_options is None else slide_storage_options)
         self._fingerprint: str | None = None
-        self._handles: BoundedCache[str, SlideHandle] = BoundedCache(KEPT_SLIDES)
-        self._polygons: BoundedCache[str, shapely.Geometry] = BoundedCache(KEPT_SLIDES)
+        self._handles = Handles(folder, rows, self._slide_options)
+        self._polygons = Polygons(folder, rows)
 
     @classmethod
     def open(
@@ -112,14 +105,7 @@ class Catalog:
         Raises:
             CatalogError: No such slide.
         """
-        return self.rows[self._number(slide_id)]
-
-    def _number(self, slide_id: str) -> int:
-        number = self.rows.number_of(slide_id)
-        if number is None:
-            known = ", ".join(row.id for row in self.rows[:5]) + (", ..." if len(self) > 5 else "")
-            raise CatalogError(f"{self.shown_url}: no slide {slide_id!r} among {len(self)} ({known})")
-        return number
+        return self.rows[self.rows.known_number(slide_id, self.shown_url)]
 
     def values(self, slide_id: str, columns: Sequence[str]) -> dict[str, Any]:
         """Some columns of one slide, the catalog's own or the user's.
@@ -127,7 +113,7 @@ class Catalog:
         Raises:
             CatalogError: No such slide.
         """
-        number = self._number(slide_id)
+        number = self.rows.known_number(slide_id, self.shown_url)
         return {name: self.rows.value(number, name) for name in columns}
 
     def fingerprint(self) -> str:
@@ -175,48 +161,35 @@ class Catalog:
             CatalogError: No such slide, or its tile table is damaged or newer than this table.
             StorageError: The tile table cannot be read.
         """
-        kept = self._handles.peek(slide_id)
-        return kept if kept is not None else loop.run(self._read_handle(slide_id))
+        return self._handles.get(slide_id)
 
     async def ahandle(self, slide_id: str) -> SlideHandle:
         """Async twin of ``handle``."""
-        kept = self._handles.peek(slide_id)
-        return kept if kept is not None else await loop.on_loop(self._read_handle(slide_id))
+        return (await self.ahandles([slide_id]))[slide_id]
 
-    async def _read_handle(self, slide_id: str) -> SlideHandle:
-        kept = self._handles.peek(slide_id)
-        if kept is not None:
-            return kept
-        row = self.row(slide_id)
-        table = open_object(self.folder.slide_url(row, TILE_TABLE), self.folder.storage_options)
-        stored = await read_stored_tiles(table, row.front_bytes)
-        front = stored.front
-        if combined_info(front.objects) != row.info:
-            raise CatalogError(f"{self.shown_url}: slide {slide_id} was indexed anew since; open the catalog again")
-        header = replace(front.header, mpp=row.mpp)
-        made = open_handle(Store(self._slide_options), front.objects, header, stored)
-        return self._handles.get(slide_id, lambda: made)
+    async def ahandles(self, slide_ids: Sequence[str]) -> dict[str, SlideHandle]:
+        """The handles of many slides by their ids, read at the same time."""
+        return await loop.on_loop(self._handles_of(slide_ids))
+
+    async def _handles_of(self, slide_ids: Sequence[str]) -> dict[str, SlideHandle]:
+        """``ahandles`` on the package's own loop."""
+        return await self._handles.get_many(slide_ids)
 
     def foreground(self, slide_id: str) -> shapely.Geometry:
-        """Foreground of a slide in level-0 pixels, prepared for fast tests; read once while in use.
+        """Foreground of a slide in level-0 pixels; read once while in use, and prepared for fast tests if used often.
 
         Raises:
             CatalogError: It was not computed yet.
         """
-        return self._polygons.get(slide_id, lambda: self._read_foreground(self.row(slide_id)))
+        return self._polygons.get(slide_id).used()
 
-    def _read_foreground(self, row: SlideRow) -> shapely.Geometry:
-        if row.foreground_area_level0_px2 is None:
-            raise CatalogError(
-                f"{self.shown_url}: slide {row.id} has no foreground yet; run `online-patching foreground"
-                f" --catalog {self.shown_url}`"
-            )
-        try:
-            polygon = shapely.from_wkb(self.folder.read_slide_file(row, FOREGROUND))
-        except shapely.errors.ShapelyError as error:
-            raise CatalogError(f"{self.shown_url}: the foreground of {row.id} is damaged ({error})") from error
-        shapely.prepare(polygon)
-        return polygon
+    async def aforeground(self, slide_id: str) -> shapely.Geometry:
+        """Async twin of ``foreground``."""
+        return (await loop.on_loop(self._foregrounds_of([slide_id])))[slide_id].used()
+
+    async def _foregrounds_of(self, slide_ids: Sequence[str]) -> dict[str, KeptPolygon]:
+        """Read the polygons of many slides at once, on the package's own loop, so that ``foreground`` has them."""
+        return await self._polygons.get_many(slide_ids)
 
     def read_patches(self, requests: Sequence[PatchRequest], *, policy: LevelPolicy = "finer") -> list[Pixels]:
         """Patches over many slides, read together.
@@ -251,7 +224,7 @@ class Catalog:
     ) -> list[Pixels | CorruptTileError]:
         """Like ``aread_patches`` on the package's own loop, with the error in the place of a patch it spoils."""
         slide_ids = list(dict.fromkeys(request.slide_id for request in requests))
-        handles = dict(zip(slide_ids, await asyncio.gather(*map(self._read_handle, slide_ids)), strict=True))
+        handles = await self._handles_of(slide_ids)
         windows = []
         for request in requests:
             handle = handles[request.slide_id]

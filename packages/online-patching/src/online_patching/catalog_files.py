@@ -24,6 +24,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -57,7 +58,11 @@ class CatalogFolder:
 
     def slide_url(self, row: SlideRow, name: str) -> str:
         """URL of one file of a slide."""
-        return join_url(self.slide_folder(row.id, row.folder), name)
+        return self.file_url(row.id, row.folder, name)
+
+    def file_url(self, slide_id: str, folder: str | None, name: str) -> str:
+        """The same, for who has no row: ``folder`` as in the slide table."""
+        return join_url(self.slide_folder(slide_id, folder), name)
 
     def read(self, *names: str) -> bytes:
         """A whole small file of the catalog.
@@ -70,8 +75,12 @@ class CatalogFolder:
 
     def read_url(self, url: str) -> bytes:
         """A whole small file, by its URL."""
-        filesystem, path = open_folder(url, self.storage_options)
+        local = local_path(url)
         try:
+            if local is not None:
+                # A third of the time that a file system takes for it: a stream reads one at almost every patch.
+                return Path(local).read_bytes()
+            filesystem, path = open_folder(url, self.storage_options)
             return bytes(filesystem.cat_file(path))
         except Exception as error:
             raise storage_error(url, error) from error

@@ -76,6 +76,7 @@ class PatchSampler:
         by_area = slide_sampling == "area"
         weights = rows.numbers("foreground_area_mm2")[self.served] if by_area else np.ones(len(self.served))
         self._cumulative_weights = np.cumsum(weights)
+        self._total_weight = float(self._cumulative_weights[-1])
 
     def _check_arguments(self) -> None:
         for name, got, right, allowed in (
@@ -155,11 +156,7 @@ class PatchSampler:
         last: SamplingError | None = None
         for redraw in range(attempt, attempt + MAX_REDRAWS):
             rng = generator(self.seed, index, redraw)
-            share = rng.random() * self._cumulative_weights[-1]
-            place = int(np.searchsorted(self._cumulative_weights, share, side="right"))
-            number = int(self.served[place])
-            magnifications = np.flatnonzero(self.serves[place])
-            mpp = self.mpp[magnifications[int(rng.integers(len(magnifications)))]]
+            number, mpp = self._choose(rng)
             slide_id = str(self.catalog.rows.value(number, "id"))
             try:
                 position = sample_position(
@@ -175,3 +172,16 @@ class PatchSampler:
                 continue
             return Sample(index, redraw, slide_id, mpp, position)
         raise SamplingError(f"sample {index}: {last}; lower min_foreground or the patch size") from last
+
+    def slide_of(self, index: int, attempt: int = 0) -> str:
+        """The slide that ``draw`` tries first, so that what it needs of it can be read beforehand."""
+        number, _ = self._choose(generator(self.seed, index, attempt))
+        return str(self.catalog.rows.value(number, "id"))
+
+    def _choose(self, rng: np.random.Generator) -> tuple[int, float]:
+        """Row number of a slide, and one of the magnifications that it serves."""
+        share = rng.random() * self._total_weight
+        place = int(self._cumulative_weights.searchsorted(share, side="right"))
+        served = [mpp for mpp, serves in zip(self.mpp, self.serves[place].tolist(), strict=True) if serves]
+        # A choice of one takes no random number.
+        return self.served.item(place), served[int(rng.integers(len(served)))] if len(served) > 1 else served[0]

@@ -10,8 +10,10 @@ machine, rank and worker.
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +43,37 @@ class Position:
     foreground: float
 
 
+class _ThreadNumbers(threading.local):
+    """A thread's generator and the state it is set to: to make one costs ten times as much as to set it anew."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox(0)
+        self.generator = np.random.Generator(self.philox)
+        self.key, self.counter = np.zeros(2, np.uint64), np.zeros(4, np.uint64)
+        # As ``np.random.Philox(key=key, counter=counter)`` starts.
+        self.start: Any = {
+            "bit_generator": "Philox",
+            "state": {"counter": self.counter, "key": self.key},
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+
+
+_numbers = _ThreadNumbers()
+
+
 def generator(seed: int, index: int, attempt: int = 0) -> np.random.Generator:
-    """The random numbers of sample ``index``; ``attempt`` counts deterministic redraws of it."""
-    return np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, attempt, index]))
+    """The random numbers of sample ``index``; ``attempt`` counts deterministic redraws of it.
+
+    The object is the thread's own: the next call in the same thread sets it to another sample.
+    """
+    own = _numbers
+    own.key[0] = seed
+    own.counter[2], own.counter[3] = attempt, index
+    own.philox.state = own.start
+    return own.generator
 
 
 @overload
@@ -66,7 +96,8 @@ def foreground_share(polygon: shapely.Geometry, x_level0_px: float, y_level0_px:
     """Share of a patch's area that lies inside the polygon, 0 to 1."""
     right, lower = x_level0_px + size_level0_px, y_level0_px + size_level0_px
     box = shapely.box(x_level0_px, y_level0_px, right, lower)
-    # Prepared geometry answers the two frequent cases without clipping.
+    # The two frequent cases need no clipping. These are methods, not shapely's functions: they do not let go of the
+    # interpreter's lock, and a prepared polygon must not be asked by two threads at once (GEOS issue 825).
     if not polygon.intersects(box):
         return 0.0
     if polygon.contains(box):
@@ -87,7 +118,8 @@ def sample_position(
     """A patch position, uniform over all that have enough foreground.
 
     Args:
-        polygon: Valid foreground in level-0 pixels (``shapely.prepare`` it once: that makes this fast).
+        polygon: Valid foreground in level-0 pixels; where many samples are drawn from it, ``shapely.prepare`` makes
+            this fast.
         size_level0_px: Side of the patch at level 0.
         width_level0_px: Width of the slide; patches lie within it unless the slide is the smaller one.
         height_level0_px: Height of the slide.
@@ -97,13 +129,15 @@ def sample_position(
     Raises:
         SamplingError: No position was found.
     """
-    left, upper, right, lower = polygon.bounds if not polygon.is_empty else (0.0, 0.0, 0.0, 0.0)
+    empty = polygon.is_empty
+    left, upper, right, lower = (0.0, 0.0, 0.0, 0.0) if empty else polygon.bounds
     x_range = _axis_range(left, right, size_level0_px, width_level0_px, min_foreground)
     y_range = _axis_range(upper, lower, size_level0_px, height_level0_px, min_foreground)
-    if polygon.is_empty or x_range[0] > x_range[1] or y_range[0] > y_range[1]:
+    if empty or x_range[0] > x_range[1] or y_range[0] > y_range[1]:
         raise SamplingError(f"the foreground is too small for a patch of {size_level0_px:.0f} level-0 pixels")
+    (first_x, end_x), (first_y, end_y) = (x_range[0], x_range[1] + 1), (y_range[0], y_range[1] + 1)
     for _ in range(MAX_PROPOSALS):
-        x, y = int(rng.integers(*x_range, endpoint=True)), int(rng.integers(*y_range, endpoint=True))
+        x, y = int(rng.integers(first_x, end_x)), int(rng.integers(first_y, end_y))
         share = foreground_share(polygon, x, y, size_level0_px)
         if share >= min_foreground and share > 0:
             return Position(x, y, share)
@@ -117,4 +151,4 @@ def _axis_range(low: float, high: float, size: float, extent: int, min_foregroun
     first, last = low - (1 - min_foreground) * size, high - min_foreground * size
     slack = extent - size
     first, last = max(first, min(0.0, slack)), min(last, max(0.0, slack))
-    return int(np.ceil(first)), int(np.floor(last))
+    return math.ceil(first), math.floor(last)

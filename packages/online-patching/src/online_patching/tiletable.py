@@ -19,10 +19,12 @@ a front and no blocks.
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -41,8 +43,7 @@ HEAD_BYTES = _HEAD.size
 ZSTD_LEVEL = 9
 
 
-@dataclass(frozen=True, slots=True)
-class TilePlace:
+class TilePlace(NamedTuple):
     """Where a tile's byte range lies in a tile table: which block, and which entry of it."""
 
     block: int
@@ -56,31 +57,33 @@ class TileTableFront:
     Attributes:
         header: The slide's header as its file states it.
         objects: The slide's objects with size and version pinned.
-        block_ends: Per level the end of every block in the file, uint64; empty where tiles are no byte ranges.
+        block_ends: The end of every block in the file, level after level, uint64; empty where tiles are no byte ranges.
+        first_blocks: Per level the number of its first block in ``block_ends``.
         start: First byte of the first block.
     """
 
     header: SlideHeader
     objects: tuple[PinnedObject, ...]
-    block_ends: tuple[npt.NDArray[np.uint64], ...]
+    block_ends: npt.NDArray[np.uint64]
+    first_blocks: tuple[int, ...]
     start: int
 
     def block_range(self, level: int, block: int) -> ByteRange:
         """(start, length) of a block in the file."""
-        if block > 0:
-            begin = int(self.block_ends[level][block - 1])
-        else:
-            begin = next((int(ends[-1]) for ends in reversed(self.block_ends[:level]) if len(ends)), self.start)
-        return begin, int(self.block_ends[level][block]) - begin
+        number = self.first_blocks[level] + block
+        begin = self.block_ends.item(number - 1) if number > 0 else self.start
+        return begin, self.block_ends.item(number) - begin
 
     def place(self, level: int, tile: int) -> TilePlace:
         """The place of a tile, given by its row-major number in its level."""
-        geometry = self.header.levels[level]
-        row, column = divmod(tile, geometry.tiles_x)
-        block_row, block_column = row // BLOCK_SIDE_TILES, column // BLOCK_SIDE_TILES
-        width = min(BLOCK_SIDE_TILES, geometry.tiles_x - block_column * BLOCK_SIDE_TILES)
-        block = block_row * _blocks_across(geometry) + block_column
-        return TilePlace(block, row % BLOCK_SIDE_TILES * width + column % BLOCK_SIDE_TILES)
+        tiles_x = self.header.levels[level].tiles_x
+        row, column = divmod(tile, tiles_x)
+        block_row, row = divmod(row, BLOCK_SIDE_TILES)
+        block_column, column = divmod(column, BLOCK_SIDE_TILES)
+        across = -(-tiles_x // BLOCK_SIDE_TILES)
+        # The last block of a row may be narrower.
+        width = min(BLOCK_SIDE_TILES, tiles_x - block_column * BLOCK_SIDE_TILES)
+        return TilePlace(block_row * across + block_column, row * width + column)
 
 
 def encode_tile_table(header: SlideHeader, objects: Sequence[PinnedObject], tiles: Sequence[TileRanges]) -> bytes:
@@ -133,10 +136,10 @@ def decode_front(data: bytes, name: str) -> TileTableFront:
         raw = _unpacked(data[HEAD_BYTES:])
         (json_bytes,) = struct.unpack_from("<I", raw)
         header, objects = header_from_json(json.loads(raw[4 : 4 + json_bytes]))
-        ends = _block_ends(header, raw[4 + json_bytes :], length)
+        ends, first_blocks = _block_ends(header, raw[4 + json_bytes :], length)
     except Exception as error:
         raise CatalogError(f"{name}: the front of the tile table is damaged; index the slide again") from error
-    return TileTableFront(header, objects, ends, length)
+    return TileTableFront(header, objects, ends, first_blocks, length)
 
 
 def decode_block(packed: bytes, name: str) -> TileRanges:
@@ -165,18 +168,18 @@ def _block_count(geometry: LevelGeometry) -> int:
     return _blocks_across(geometry) * -(-geometry.tiles_y // BLOCK_SIDE_TILES)
 
 
-def _block_ends(header: SlideHeader, planes: bytes, start: int) -> tuple[npt.NDArray[np.uint64], ...]:
+def _block_ends(header: SlideHeader, planes: bytes, start: int) -> tuple[npt.NDArray[np.uint64], tuple[int, ...]]:
+    """Ends of all blocks, and the number of each level's first one."""
     if not planes:
-        return ()
-    found, place = [], 0
-    for count in map(_block_count, header.levels):
-        lengths = _joined(planes[place : place + 4 * count], 4).view(np.uint32)
-        ends = np.uint64(start) + np.cumsum(lengths, dtype=np.uint64)
-        found.append(ends)
-        place, start = place + 4 * count, int(ends[-1])
-    if place != len(planes):
-        raise ValueError("more block lengths than blocks")
-    return tuple(found)
+        return np.empty(0, np.uint64), ()
+    first_blocks = [0, *itertools.accumulate(map(_block_count, header.levels))]
+    if 4 * first_blocks[-1] != len(planes):
+        raise ValueError("another number of block lengths than of blocks")
+    bounds = itertools.pairwise(first_blocks)
+    lengths = np.concatenate([_joined(planes[4 * a : 4 * b], 4).view(np.uint32) for a, b in bounds])
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    ends += np.uint64(start)
+    return ends, tuple(first_blocks[:-1])
 
 
 def _block_ranges(

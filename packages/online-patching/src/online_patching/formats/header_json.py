@@ -8,11 +8,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from online_patching.bytesource import ObjectInfo, PinnedObject
 from online_patching.formats.header import Codec, Colour, SlideHeader, TileEncoding
 from online_patching.geometry import LevelGeometry
+
+# A cohort has a few for every scanner and setting.
+KEPT_ENCODINGS = 256
 
 
 def header_to_json(header: SlideHeader, objects: Sequence[PinnedObject]) -> dict[str, Any]:
@@ -47,22 +51,30 @@ def header_from_json(record: dict[str, Any]) -> tuple[SlideHeader, tuple[PinnedO
         TypeError: A value of the wrong type, or an unknown one.
         ValueError: A value that is not allowed.
     """
-    blobs = [base64.b64decode(blob) for blob in record["jpeg_blobs"]]
+    blobs = record["jpeg_blobs"]
     header = SlideHeader(
         vendor=record["vendor"],
         mpp=record["mpp"],
-        levels=tuple(LevelGeometry(**level) for level in record["levels"]),
+        levels=tuple([LevelGeometry(**level) for level in record["levels"]]),
         encodings=tuple(
-            TileEncoding(
-                codec=Codec(e["codec"]),
-                colour=Colour(e["colour"]),
-                jpeg_tables=blobs[e["jpeg_tables"]],
-                predictor=e["predictor"],
-                jpeg_header=blobs[e["jpeg_header"]],
-            )
-            for e in record["encodings"]
+            [
+                _encoding(e["codec"], e["colour"], blobs[e["jpeg_tables"]], e["predictor"], blobs[e["jpeg_header"]])
+                for e in record["encodings"]
+            ]
         ),
         properties=record["properties"],
         level_objects=tuple(record["level_objects"]),
     )
     return header, tuple(PinnedObject(url, ObjectInfo(size, version)) for url, size, version in record["objects"])
+
+
+@lru_cache(maxsize=KEPT_ENCODINGS)
+def _encoding(codec: str, colour: str, jpeg_tables: str, predictor: int, jpeg_header: str) -> TileEncoding:
+    """One object for the many slides that a scanner encodes alike."""
+    return TileEncoding(
+        codec=Codec(codec),
+        colour=Colour(colour),
+        jpeg_tables=base64.b64decode(jpeg_tables),
+        predictor=predictor,
+        jpeg_header=base64.b64decode(jpeg_header),
+    )
