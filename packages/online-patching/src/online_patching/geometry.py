@@ -7,8 +7,12 @@ module turns it into a window of one stored level, in three pure steps:
 2. ``window_at_level``: the patch's footprint in that level's pixels, rounded to whole pixels;
 3. ``tiles_of_window``: the tiles which that window touches.
 
-Sub-pixel convention: pixel *i* covers the interval [i, i + 1). The window's corner and size are rounded to whole
-pixels of the level that is read, so a patch is displaced by at most half a pixel of that level.
+Sub-pixel convention: pixel *i* covers the interval [i, i + 1). A window is whole pixels of the level that is read, so
+that a patch at a stored resolution is stored pixels, not a blend of them: its side is the footprint's, rounded, and it
+lies where its centre is nearest to the footprint's. Its centre is displaced by at most half a pixel of that level, an
+edge by at most three quarters, and the scale is off by at most 1 / (2 size) for a footprint of ``size`` pixels (one of
+less than a pixel is a whole one). OpenSlide shifts by fractions of a pixel, which blends neighbours; tiffslide rounds
+the corner down.
 """
 
 from __future__ import annotations
@@ -99,6 +103,18 @@ def serves_mpp(base_mpp: float | npt.NDArray[np.float64], mpp: float) -> bool | 
     return base_mpp <= mpp * MAX_ENLARGEMENT
 
 
+def enlargement(level_mpp: float, mpp: float) -> float:
+    """How many times a level is enlarged for a target resolution; 1.0 where it is shrunk or read as stored.
+
+    Up to ``FINER_TOLERANCE`` a level counts as the target's own; what is beyond is to be counted by who reads it.
+
+    Args:
+        level_mpp: um per pixel of the level that is read.
+        mpp: Target um per pixel.
+    """
+    return max(1.0, level_mpp / mpp)
+
+
 def choose_level(
     downsamples: Sequence[float],
     *,
@@ -141,9 +157,13 @@ def window_at_level(
     level: int,
     downsample: float,
 ) -> LevelWindow:
-    """The patch's footprint in whole pixels of one level."""
-    side = max(1, round(size_level0_px / downsample))
-    return LevelWindow(level, round(x_level0_px / downsample), round(y_level0_px / downsample), side, side)
+    """The patch's footprint in whole pixels of one level: the nearest side, then the nearest centre."""
+    size_level_px = size_level0_px / downsample
+    side = max(1, round(size_level_px))
+    inset = (size_level_px - side) / 2
+    return LevelWindow(
+        level, round(x_level0_px / downsample + inset), round(y_level0_px / downsample + inset), side, side
+    )
 
 
 def tiles_of_window(window: LevelWindow, geometry: LevelGeometry) -> list[int]:
