@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from online_patching import Catalog, CatalogError, PatchRequest, SlideChangedErr
 from online_patching.bytesource import ByteRange, ObjectInfo
 from online_patching.index import index_slide
 from online_patching.jobs import compute_foreground, index_cohort
-from online_patching.slides_in_use import PREPARE_AFTER_USES
+from online_patching.sampler import PatchSampler
+from online_patching.slides_in_use import PREPARE_AFTER_USES, PREPARED_IS_SAFE
 from online_patching.storage import LocalSource, Store
 from online_patching.stored_slide import look_up
 from s3_server import S3Server
@@ -239,6 +241,9 @@ def test_tiles_of_many_slides_are_looked_up_together(catalog: Catalog) -> None:
     assert [tiles.known_ranges(level, numbers) for tiles, level, numbers in wanted] == [None, None, None, []]
     found = loop.run(look_up(wanted))
     assert found == [tiles.known_ranges(level, numbers) for tiles, level, numbers in wanted]
+    copied = pickle.loads(pickle.dumps(stored["a"]))
+    assert copied.known_ranges(0, [0]) is None, "a copy takes no blocks along, of its own slide or of others"
+    assert loop.run(copied.ranges(0, [0, 3, 1])) == found[0]
     for slide_id, level, numbers, ranges in (("a", 0, [0, 3, 1], found[0]), ("b", 1, [2], found[1])):
         table = loop.run(index_slide(catalog.row(slide_id).url, Store())).tiles[level]
         assert ranges == [(int(table.offset[n]), int(table.length[n])) for n in numbers]
@@ -249,4 +254,13 @@ def test_an_often_used_polygon_is_prepared(catalog: Catalog) -> None:
     assert not shapely.is_prepared(polygon), "the index of a polygon that is used once costs more than it saves"
     for _ in range(PREPARE_AFTER_USES):
         assert catalog.foreground("a") is polygon
-    assert shapely.is_prepared(polygon)
+    assert shapely.is_prepared(polygon) == PREPARED_IS_SAFE
+
+
+def test_many_threads_draw_from_one_prepared_polygon(catalog: Catalog) -> None:
+    draw = PatchSampler(catalog, size_px=64, mpp=[0.5], min_foreground=0.4, seed=1).draw
+    expected = [draw(k) for k in range(300)]
+    fresh = PatchSampler(Catalog.open(catalog.url), size_px=64, mpp=[0.5], min_foreground=0.4, seed=1)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(fresh.draw, range(300))) == expected
+    assert [fresh.slide_of(k, sample.attempt) for k, sample in enumerate(expected)] == [s.slide_id for s in expected]

@@ -96,7 +96,7 @@ def foreground_share(polygon: shapely.Geometry, x_level0_px: float, y_level0_px:
     """Share of a patch's area that lies inside the polygon, 0 to 1."""
     right, lower = x_level0_px + size_level0_px, y_level0_px + size_level0_px
     box = shapely.box(x_level0_px, y_level0_px, right, lower)
-    # The two frequent cases need no clipping. These are methods, not shapely's functions: they do not let go of the
+    # The two frequent cases need no clipping. These are methods, not shapely's functions: only they keep the
     # interpreter's lock, and a prepared polygon must not be asked by two threads at once (GEOS issue 825).
     if not polygon.intersects(box):
         return 0.0

@@ -36,10 +36,14 @@ V = TypeVar("V")
 KEPT_SLIDES = 2048
 # Blocks of at most 3 KB (16 x 16 tiles of 12 bytes), over all slides: 25 MB.
 KEPT_BLOCKS = 8192
-# Bytes of the polygons that are kept, as they are stored: a thousand of the usual 60 KB.
+# Bytes of the polygons that are kept, as they are stored: a thousand of the usual 60 KB. In memory they take half as
+# much again.
 KEPT_POLYGON_BYTES = 64 * 2**20
 # A polygon's index costs as much to make as it saves in so many samples.
 PREPARE_AFTER_USES = 8
+# A prepared polygon must not be asked by two threads at once (GEOS issue 825), and streams draw in several. From 2.2 on,
+# the predicates of shapely's geometries keep the interpreter's lock; with an older one polygons stay as they are.
+PREPARED_IS_SAFE = tuple(map(int, shapely.__version__.split(".")[:2])) >= (2, 2)
 # Sixteen million corners: more is no foreground but a damaged file.
 MAX_POLYGON_BYTES = 256 * 2**20
 
@@ -181,7 +185,7 @@ class KeptPolygon:
     def used(self) -> shapely.Geometry:
         """The polygon, prepared for fast tests once it is used often."""
         self._uses += 1
-        if self._uses == PREPARE_AFTER_USES:
+        if self._uses == PREPARE_AFTER_USES and PREPARED_IS_SAFE:
             shapely.prepare(self._polygon)
         return self._polygon
 

@@ -46,6 +46,10 @@ class StoredTiles:
         self._number = next(_table_numbers)
         self._kept: BlockCache = BoundedCache(KEPT_BLOCKS) if kept is None else kept
 
+    def __reduce__(self) -> tuple[type[StoredTiles], tuple[ByteSource, TileTableFront]]:
+        # The blocks of all slides would travel with it.
+        return StoredTiles, (self.source, self.front)
+
     def known_ranges(self, level: int, tiles: Sequence[int]) -> list[ByteRange] | None:
         """(start, length) of each tile without reading anything; None where a block has to be read first."""
         plan = self._plan(level, tiles)
@@ -114,7 +118,8 @@ async def look_up(wanted: Sequence[tuple[StoredTiles, int, Sequence[int]]]) -> l
         reads.append(asyncio.to_thread(_read_local, local))
     tasks = [asyncio.ensure_future(read) for read in reads]
     try:
-        await asyncio.gather(*tasks)
+        if tasks:
+            await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
