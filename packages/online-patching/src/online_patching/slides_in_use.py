@@ -41,8 +41,8 @@ KEPT_BLOCKS = 8192
 KEPT_POLYGON_BYTES = 64 * 2**20
 # A polygon's index costs as much to make as it saves in so many samples.
 PREPARE_AFTER_USES = 8
-# A prepared polygon must not be asked by two threads at once (GEOS issue 825), and streams draw in several. From 2.2 on,
-# the predicates of shapely's geometries keep the interpreter's lock; with an older one polygons stay as they are.
+# A prepared polygon must not be asked by two threads at once (GEOS issue 825), and streams draw in several. From 2.2
+# on, the predicates of shapely's geometries keep the interpreter's lock; with an older one polygons stay as they are.
 PREPARED_IS_SAFE = tuple(map(int, shapely.__version__.split(".")[:2])) >= (2, 2)
 # Sixteen million corners: more is no foreground but a damaged file.
 MAX_POLYGON_BYTES = 256 * 2**20
