@@ -235,8 +235,8 @@ def answered_size(url: str, content_range: str | None, start: int, length: int) 
     # A shorter answer is for check_length to judge.
     if found is None or int(found[1]) != start or int(found[2]) >= start + length:
         raise StorageError(
-            f"{shown_url(url)}: asked for bytes {start}-{start + length - 1}, the answer says it holds"
-            f" {content_range[:60]!r}; the server, or a proxy before it, answers range requests wrongly"
+            f"{shown_url(url)}: asked for bytes {start}-{start + length - 1}, got {content_range[:60]!r}: the server,"
+            " or a proxy before it, answers range requests wrongly; read it elsewhere"
         )
     return int(found[3])
 

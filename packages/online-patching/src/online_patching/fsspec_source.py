@@ -189,8 +189,9 @@ class FsspecSource:
         data, info = await self._read(byte_range, expected)
         if info is not None:
             check_unchanged(info, expected, self.url)
+        check_length(data, byte_range, self.url, info or expected)
         count_received(len(data))
-        return check_length(data, byte_range, self.url, info or expected), info
+        return data, info
 
     async def _read(self, byte_range: ByteRange, expected: ObjectInfo | None) -> tuple[bytes, ObjectInfo | None]:
         start, length = byte_range

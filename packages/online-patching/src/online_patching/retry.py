@@ -3,8 +3,9 @@
 One policy for every remote source, at one place, because layers that retry each multiply: the clients' own retries
 are off for reading ranges (obstore ``max_retries``, botocore ``total_max_attempts``, s3fs ``retries``, Azure
 ``retry_total``). They could not take over: they know nothing of the pinned size (a short body), of the deadline of
-the whole range, or of the places in ``limits``, and each draws its waits differently. Listings and the small files of
-a catalog, which do not come through here, keep their clients' retries.
+the whole range, or of the places in ``limits``, and each draws its waits differently. (aiohttp alone repeats a GET
+once, at once, whose connection broke before an answer, and offers no way to turn that off.) Listings and the small
+files of a catalog, which do not come through here, keep their clients' retries.
 
 An attempt takes a place, and a range keeps its place while it waits for its next attempt: a store that sheds load
 gets fewer requests, not more. Waits grow exponentially with full jitter (drawn from 0 up to the bound, so that

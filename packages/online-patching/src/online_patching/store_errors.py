@@ -59,7 +59,7 @@ _NETWORK_FAULTS = (
     ),
     (r"TimeoutError|TimedOut|[Tt]imed out|Timeout", "no answer in time; check the endpoint and the network"),
     (
-        r"[Rr]eset|closed before message|[Bb]roken pipe|ServerDisconnected|ConnectionClosed|Connection aborted",
+        r"[Rr]eset|error sending request|closed before message|[Bb]roken pipe|ServerDisconnected|ConnectionClosed",
         "the connection broke; check the network and the server",
     ),
     (
@@ -67,6 +67,9 @@ _NETWORK_FAULTS = (
         "the body of the answer was cut short; check the network and the server",
     ),
 )
+# What obstore says of an answer to a range request that holds another range, or the whole.
+_OTHER_RANGE = re.compile(r"Requested (\d+)\.\.\d+, got (\d+)\.\.\d+")
+_WHOLE = "non-partial response when range requested"
 # Faults of a connection that clients tell in words or by the names of their exceptions.
 _BROKEN = r"Temporary failure in name resolution|IncompleteMessage|connection closed before message completed"
 _UNREACHED = "|".join(pattern for pattern, _ in _NETWORK_FAULTS[2:])
@@ -137,6 +140,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, StorageError):
         return isinstance(error, CutShortError)
     facts = _facts_of(error)
+    if found := _OTHER_RANGE.search(facts.text):
+        return found[1] == found[2]
     if facts.status is not None:
         return facts.status in (408, 429) or (facts.status >= 500 and facts.status != 501)
     if facts.code is not None:
@@ -235,8 +240,14 @@ def _missing(shown: str, facts: _Facts) -> StorageError | None:
 
 
 def _unusable(shown: str, facts: _Facts) -> StorageError | None:
-    if facts.names("NotSupportedError"):
+    if facts.names("NotSupportedError") or _WHOLE in facts.text:
         return no_ranges_error(shown)
+    if found := _OTHER_RANGE.search(facts.text):
+        if found[1] == found[2]:
+            return StorageError(f"{shown}: the answer was cut short ({found[0]}); check the network and the server")
+        return StorageError(
+            f"{shown}: {found[0]}: the server, or a proxy before it, answers range requests wrongly; read it elsewhere"
+        )
     if facts.status == 416:
         return StorageError(
             f"{shown}: asked for bytes past its end (HTTP 416); the object is shorter than its headers say: check the"
