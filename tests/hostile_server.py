@@ -69,7 +69,7 @@ class HostileServer:
         try:
             while head := await _head(reader):
                 self.requests += 1
-                if not await self._answer(head, writer):
+                if not await self._answer(head, reader, writer):
                     break
         except (ConnectionError, asyncio.CancelledError):
             pass
@@ -77,12 +77,12 @@ class HostileServer:
             self.connections -= 1
             writer.close()
 
-    async def _answer(self, head: str, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection goes on."""
         ranged = re.search(r"^range: bytes=(\d+)-(\d+)\r$", head, re.IGNORECASE | re.MULTILINE)
         size = len(self.content)
         start, end = (int(ranged[1]), min(int(ranged[2]) + 1, size)) if ranged else (0, size)
-        answer = _Answer(writer, head.startswith("HEAD "), start, end, size, self.content[start:end])
+        answer = _Answer(reader, writer, head.startswith("HEAD "), start, end, size, self.content[start:end])
         self._left -= 1
         if self._misdeed and self._left >= 0:
             return bool(await MISDEEDS[self._misdeed](answer))
@@ -94,9 +94,17 @@ class _Answer:
     """One answer as it should be, in parts that misdeeds put together wrongly."""
 
     def __init__(
-        self, writer: asyncio.StreamWriter, is_head: bool, start: int, end: int, size: int, body: bytes
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        is_head: bool,
+        start: int,
+        end: int,
+        size: int,
+        body: bytes,
     ) -> None:
-        self.writer, self.is_head, self.start, self.end, self.size, self.body = writer, is_head, start, end, size, body
+        self.reader, self.writer, self.is_head = reader, writer, is_head
+        self.start, self.end, self.size, self.body = start, end, size, body
 
     async def head(self, status: str = "206 Partial Content", *, length: int | None = None, told: str = "") -> None:
         told = told or f"bytes {self.start}-{self.end - 1}/{self.size}"
@@ -114,6 +122,9 @@ class _Answer:
         if not self.is_head:
             self.writer.write(body)
             await self.writer.drain()
+
+    async def until_hung_up(self) -> None:
+        await self.reader.read()
 
     async def whole_range(self) -> None:
         await self.head()
@@ -135,15 +146,15 @@ def _status(line: str) -> Callable[[_Answer], Awaitable[bool]]:
     return answer
 
 
-async def _stall_head(_given: _Answer) -> bool:
-    await asyncio.sleep(3600)
+async def _stall_head(given: _Answer) -> bool:
+    await given.until_hung_up()
     return False
 
 
 async def _stall_body(given: _Answer) -> bool:
     await given.head()
     await given.send(given.body[:7])
-    await asyncio.sleep(3600)
+    await given.until_hung_up()
     return False
 
 

@@ -46,10 +46,14 @@ class ObstoreSource:
 
         self.url = url
         self._host = host
-        self._store: ObjectStore = place.store
+        self._store: ObjectStore | None = place.store
         self._path = place.name
         self._get_async: Any = obstore.get_async
         self._head_async: Any = obstore.head_async
+
+    def drop_store(self) -> None:
+        """Let go of the store, whose connections then close; tracebacks of cancelled reads may keep this source."""
+        self._store = None
 
     async def info(self) -> ObjectInfo:
         """Size and version, by one HEAD request."""

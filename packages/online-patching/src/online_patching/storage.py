@@ -39,7 +39,7 @@ from online_patching.bytesource import (
 from online_patching.errors import AccessDeniedError, NotFoundError, StorageError
 from online_patching.fsspec_source import FsspecSource, filesystem_of, object_info, path_in
 from online_patching.http_source import HttpSource
-from online_patching.obstore_source import obstore_source_for
+from online_patching.obstore_source import ObstoreSource, obstore_source_for
 
 if TYPE_CHECKING:
     import fsspec
@@ -150,8 +150,10 @@ class RemoteSource:
         return {"url": self.url, "_options": self._options, "_client": None}
 
     def forget_client(self) -> None:
-        """Drop the client; the next use makes one."""
-        self._client = None
+        """Drop the client and its connections; the next use makes one."""
+        client, self._client = self._client, None
+        if client is not None and isinstance(client[1], ObstoreSource):
+            client[1].drop_store()
 
     async def info(self) -> ObjectInfo:
         """Size and version of the object now."""
