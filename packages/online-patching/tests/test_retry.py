@@ -11,14 +11,14 @@ from hostile_server import HostileServer
 from online_patching import AccessDeniedError, NotFoundError, SlideChangedError, StorageError
 from online_patching.bytesource import ByteSource, ObjectInfo
 from online_patching.loop import run
-from online_patching.retry import RetryPolicy, fetch_counts, retry_policy, set_retry_policy
+from online_patching.retry import GaveUpError, RetryPolicy, fetch_counts, retry_policy, set_retry_policy
 from online_patching.storage import open_object
 
 CONTENT = bytes(range(256)) * 400
 PINNED = ObjectInfo(len(CONTENT), "one")
 RANGE = (1000, 50)
 EXPECTED = [CONTENT[1000:1050]]
-FAST = RetryPolicy(attempts=3, attempt_s=0.2, first_wait_s=0.02, longest_wait_s=0.05, deadline_s=1.2)
+FAST = RetryPolicy(attempts=3, attempt_s=0.3, first_wait_s=0.02, longest_wait_s=0.05, deadline_s=1.2)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,12 @@ def _open(client: str, server: HostileServer) -> ByteSource:
     kind, make = CLIENTS[client]
     source = make(server.url)
     assert type(source._source()).__name__ == kind  # type: ignore[attr-defined]
+    # A client's first request imports and connects, which may take longer than these tests' attempts.
+    hurried = retry_policy()
+    set_retry_policy(RetryPolicy())
+    server.misbehave("")
+    assert run(source.read_ranges([RANGE], expected=PINNED)) == EXPECTED
+    set_retry_policy(hurried)
     return source
 
 
@@ -94,10 +100,9 @@ def test_what_does_not_pass_is_given_up_in_time(client: str, misdeed: str, reaso
     source = _open(client, server)
     server.misbehave(misdeed)
     started = time.monotonic()
-    with pytest.raises(StorageError, match=reason) as caught:
+    with pytest.raises(GaveUpError, match=reason) as caught:
         run(source.read_ranges([RANGE], expected=PINNED))
     assert time.monotonic() - started < FAST.deadline_s + 0.5
-    assert type(caught.value) is not SlideChangedError
     assert server.requests == (6 if misdeed == "reset" and client in REPEATING else 3)
     message = str(caught.value)
     assert "gave up after 3 attempts in" in message
@@ -127,6 +132,7 @@ def test_a_final_answer_is_final(
     with pytest.raises(kind, match=reason) as caught:
         run(source.read_ranges([RANGE], expected=PINNED))
     assert server.requests == 1
+    assert not isinstance(caught.value, GaveUpError)
     assert "attempts" not in str(caught.value)
 
 

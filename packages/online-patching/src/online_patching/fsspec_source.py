@@ -15,7 +15,7 @@ import inspect
 import logging
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -150,7 +150,7 @@ class FsspecSource:
         """The ranges, in parallel."""
 
         async def read_one(byte_range: ByteRange) -> tuple[bytes, ObjectInfo | None]:
-            return await self._tried(lambda: self._read_checked(byte_range, expected))
+            return await self._tried(lambda: self._read_checked(byte_range, expected), byte_range[1])
 
         answers = await gather_ranges(ranges, read_one)
         if expected is not None and any(info is None for _, info in answers):
@@ -162,21 +162,25 @@ class FsspecSource:
         if not self._tells_info:
             return await read_start_by_info(self, length)
         try:
-            data, info = await self._tried(lambda: self._read((0, length), None))
+            return await self._tried(lambda: self._read_start(length), length)
         except StorageError as refused:
             # No range of an empty object can be asked for.
             if type(refused) is StorageError and (empty := await self.info()).size == 0:
                 return b"", empty
             raise
-        assert info is not None, "these clients tell it"
-        return check_length(data, (0, min(length, info.size)), self.url, info), info
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object; its size and version cost a request of their own here."""
         return await read_whole_by_info(self, max_bytes)
 
-    async def _tried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        return await with_retries(self.url, self._host, attempt)
+    async def _tried(self, attempt: Callable[[], Awaitable[T]], length: int = 0) -> T:
+        return await with_retries(self.url, self._host, attempt, length=length)
+
+    async def _read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
+        data, info = await self._read((0, length), None)
+        assert info is not None, "the clients that come here tell it"
+        count_received(len(data))
+        return check_length(data, (0, min(length, info.size)), self.url, info), info
 
     async def _info(self) -> ObjectInfo:
         if self._scheme in AZURE_SCHEMES:
@@ -265,17 +269,20 @@ def object_info(details: Mapping[str, Any]) -> ObjectInfo:
     return ObjectInfo(int(details["size"] or 0), version_of(tag, modified))
 
 
+def _farewells(filesystems: Iterable[Any]) -> list[weakref.finalize[..., Any]]:
+    """What fsspec would do when these are freed or the process ends; ``weakref`` lists it under a private name only."""
+    own = {id(filesystem) for filesystem in filesystems}
+    known = [(each, each.peek()) for each in list(getattr(weakref.finalize, "_registry", ()))]
+    return [each for each, alive in known if alive is not None and id(alive[0]) in own]
+
+
 def _disown_after_fork() -> None:
     """A child leaves its copies of the parent's clients alone: their sockets, and the loop they name, are the parent's.
 
-    fsspec lets each client say goodbye when it is freed or the process ends, which in a child is a traceback from a
-    loop that nobody runs.
+    Their farewells would end in tracebacks, from a loop that nobody runs.
     """
-    inherited = {id(filesystem) for filesystem in _filesystems.values()}
-    for farewell in list(getattr(weakref.finalize, "_registry", ())):
-        alive = farewell.peek()
-        if alive is not None and id(alive[0]) in inherited:
-            farewell.detach()
+    for farewell in _farewells(_filesystems.values()):
+        farewell.detach()
 
 
 if hasattr(os, "register_at_fork"):
@@ -286,10 +293,8 @@ async def _close_clients(blocking: bool) -> None:
     """Close the sessions of one loop's file systems, and forget these."""
     for key in [each for each in _filesystems if each[3] is blocking and each[0] == os.getpid()]:
         filesystem = _filesystems.pop(key)
-        for farewell in list(getattr(weakref.finalize, "_registry", ())):
-            alive = farewell.peek()
-            if alive is not None and alive[0] is filesystem:
-                farewell.detach()
+        for farewell in _farewells([filesystem]):
+            farewell.detach()
         s3, azure, web = (getattr(filesystem, name, None) for name in ("_s3creator", "service_client", "_session"))
         try:
             if s3 is not None:

@@ -27,7 +27,7 @@ from online_patching.bytesource import (
     version_of,
 )
 from online_patching.errors import StorageError
-from online_patching.obstore_store import CONNECT_SECONDS, REQUEST_SECONDS
+from online_patching.obstore_store import CONNECT_SECONDS
 from online_patching.retry import count_received, with_retries
 from online_patching.store_errors import no_ranges_error
 
@@ -75,7 +75,9 @@ class HttpSource:
         tag = entity_tag(expected)
         if tag is not None:
             headers["If-Match"] = tag
-        return await with_retries(self.url, self._host, lambda: self._try(start, length, headers, expected))
+        return await with_retries(
+            self.url, self._host, lambda: self._try(start, length, headers, expected), length=length
+        )
 
     async def _try(
         self, start: int, length: int, headers: Mapping[str, str], expected: ObjectInfo | None
@@ -85,7 +87,7 @@ class HttpSource:
 
         session = await self._filesystem.set_session()
         options: dict[str, Any] = dict(self._filesystem.kwargs)
-        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         options = {"timeout": timeout, **options, "headers": {**options.get("headers", {}), **headers}}
         async with session.get(yarl.URL(self._address, encoded=True), **options) as answer:
             # An empty object has no range: servers refuse the request, or answer with the whole.

@@ -72,14 +72,14 @@ class ObstoreSource:
         async def read_one(byte_range: ByteRange) -> bytes:
             if byte_range[1] == 0:
                 return b""
-            return await self._tried(lambda: self._read(byte_range, expected, tag))
+            return await self._tried(lambda: self._read(byte_range, expected, tag), byte_range[1])
 
         return await gather_ranges(ranges, read_one)
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The first bytes, by one request: its answer tells size and version too."""
         try:
-            return await self._tried(lambda: self._read_start(length))
+            return await self._tried(lambda: self._read_start(length), length)
         except StorageError as refused:
             # What range the answer of an empty object should have no two servers agree on.
             if type(refused) is StorageError and (info := await self.info()).size == 0:
@@ -88,10 +88,10 @@ class ObstoreSource:
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The object, by one request; its body is not fetched where the answer's head says that it is too large."""
-        return await self._tried(lambda: self._read_whole(max_bytes), is_long=True)
+        return await self._tried(lambda: self._read_whole(max_bytes), None)
 
-    async def _tried(self, attempt: Callable[[], Awaitable[T]], *, is_long: bool = False) -> T:
-        return await with_retries(self.url, self._host, attempt, is_long=is_long)
+    async def _tried(self, attempt: Callable[[], Awaitable[T]], length: int | None = 0) -> T:
+        return await with_retries(self.url, self._host, attempt, length=length)
 
     async def _read(self, byte_range: ByteRange, expected: ObjectInfo | None, tag: str | None) -> bytes:
         start, length = byte_range

@@ -28,6 +28,9 @@ from online_patching.store_errors import is_transient, storage_error
 
 T = TypeVar("T")
 
+# Long ranges may take longer than the policy says, by what a poor line needs for them.
+SLOWEST_BYTES_PER_S = 1_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
@@ -75,6 +78,10 @@ class FetchCounts:
     backoff_s: float
 
 
+class GaveUpError(StorageError):
+    """Every attempt that the policy allows met a fault that may pass; the message says which, how often, how long."""
+
+
 class _Counting:
     __slots__ = ("backoff_s", "bytes", "queued_s", "requests", "retries")
 
@@ -110,24 +117,26 @@ def count_received(length: int) -> None:
     _counting.bytes += length
 
 
-async def with_retries(url: str, host: str, attempt: Callable[[], Awaitable[T]], *, is_long: bool = False) -> T:
+async def with_retries(url: str, host: str, attempt: Callable[[], Awaitable[T]], *, length: int | None = 0) -> T:
     """What an attempt gives, after as many as the policy allows.
 
     Args:
         url: The object, for messages.
         host: Whose places are taken (``limits``).
         attempt: Makes one request; its errors are those of the client, or the package's own.
-        is_long: Whether one attempt may take the whole deadline, as a file of unknown size can.
+        length: Bytes asked for, which lengthen the times allowed; None for a whole object of unknown size, of which
+            one attempt may take all the time there is.
 
     Raises:
-        StorageError: The client's last error as one line, with attempts and seconds where there were several.
+        GaveUpError: No attempt that the policy allows succeeded, though it might have.
+        StorageError: What the store answered for good, as one line.
     """
     gate = gates()
     turn = gate.enter(host)
     if turn is not None:
         await _take_turn(turn, host)
     try:
-        return await _attempts(url, attempt, _policy.deadline_s if is_long else _policy.attempt_s)
+        return await _attempts(url, attempt, length)
     finally:
         gate.leave(host)
 
@@ -143,20 +152,27 @@ async def _take_turn(turn: asyncio.Future[None], host: str) -> None:
         _counting.queued_s += time.monotonic() - asked
 
 
-async def _attempts(url: str, attempt: Callable[[], Awaitable[T]], attempt_s: float) -> T:
+async def _attempts(url: str, attempt: Callable[[], Awaitable[T]], length: int | None) -> T:
     started, made = time.monotonic(), 0
+    extra_s = (length or 0) / SLOWEST_BYTES_PER_S
+    deadline = started + _policy.deadline_s + extra_s
+    attempt_s = _policy.deadline_s if length is None else _policy.attempt_s + extra_s
     while True:
         made += 1
         _counting.requests += 1
         try:
-            return await within(min(attempt_s, started + _policy.deadline_s - time.monotonic()), attempt)
+            return await within(min(attempt_s, deadline - time.monotonic()), attempt)
         except Exception as error:
-            if isinstance(error, PatchingError) and not is_transient(error):
-                raise
+            if not is_transient(error):
+                if isinstance(error, PatchingError):
+                    raise
+                raise storage_error(url, error) from error
             wait_s = _wait_s(made)
-            over = made >= _policy.attempts or time.monotonic() + wait_s - started >= _policy.deadline_s
-            if over or not is_transient(error):
-                raise _given_up(url, error, made, time.monotonic() - started) from error
+            if made >= _policy.attempts or time.monotonic() + wait_s >= deadline:
+                raise GaveUpError(
+                    f"{storage_error(url, error)}; gave up after {made} {'attempts' if made > 1 else 'attempt'}"
+                    f" in {time.monotonic() - started:.1f} s"
+                ) from error
         _counting.retries += 1
         _counting.backoff_s += wait_s
         await asyncio.sleep(wait_s)
@@ -165,10 +181,3 @@ async def _attempts(url: str, attempt: Callable[[], Awaitable[T]], attempt_s: fl
 def _wait_s(made: int) -> float:
     bound = min(_policy.longest_wait_s, _policy.first_wait_s * 2 ** (made - 1))
     return random.uniform(0, bound)  # noqa: S311 - no secret is drawn
-
-
-def _given_up(url: str, error: Exception, made: int, seconds: float) -> StorageError:
-    told = storage_error(url, error)
-    if made == 1 and not is_transient(error):
-        return told
-    return type(told)(f"{told}; gave up after {made} {'attempts' if made > 1 else 'attempt'} in {seconds:.1f} s")
