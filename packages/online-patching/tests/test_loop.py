@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,16 @@ def test_nothing_is_open_after_close(client: str, server: HostileServer) -> None
         _until(lambda: server.connections == 0)
         _until(lambda: _sockets() == sockets)
         server.misbehave("")
+
+
+def test_a_closed_loop_is_freed(server: HostileServer) -> None:
+    loop.close()
+    source = open_object(f"{server.url}/a.svs")
+    assert loop.run(source.read_ranges([(0, 4)], expected=PINNED)) == [CONTENT[:4]]
+    closed = weakref.ref(loop.package_loop())
+    loop.close()
+    gc.collect()
+    assert closed() is None
 
 
 def test_close_twice_and_from_the_loop_itself() -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from online_patching.loop import PerLoop
+from online_patching.loop import PerLoop, at_close
 
 T = TypeVar("T")
 
@@ -47,6 +47,17 @@ class _Watch:
 
 
 _watch = PerLoop(_Watch)
+
+
+async def _stop_looking() -> None:
+    # The timer of a closed loop would keep that loop.
+    watch = _watch.here()
+    if watch.timer is not None:
+        watch.timer.cancel()
+        watch.timer = None
+
+
+at_close(_stop_looking)
 
 
 async def within(seconds: float, start: Callable[[], Awaitable[T]]) -> T:
