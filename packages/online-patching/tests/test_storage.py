@@ -28,7 +28,7 @@ from online_patching.errors import AccessDeniedError
 from online_patching.jobs import compute_foreground, index_cohort
 from online_patching.listing import find_slides, list_slides
 from online_patching.loop import IO_THREADS, run
-from online_patching.storage import RemoteSource, Store, open_object
+from online_patching.storage import LocalSource, RemoteSource, Store, open_object
 
 CONTENT = bytes(range(256)) * 40
 NAMES = ["plain.svs", "with space + %41.svs", "unicode-😐.svs", "hash#1.svs", "query?x=1.svs", "folder/[1]&=;,'.svs"]
@@ -382,7 +382,11 @@ def test_local_files(tmp_path: Path) -> None:
     path = tmp_path / "x #1?%41.svs"
     path.write_bytes(CONTENT)
     source = open_object(str(path))
+    assert isinstance(source, LocalSource)
     info = run(source.info())
+    descriptors = os.listdir("/proc/self/fd")  # noqa: PTH208 - names are all that is compared
+    assert source.read_ranges_now([(3, 5), (0, 0), (9, 2)], expected=info) == [CONTENT[3:8], b"", CONTENT[9:11]]
+    assert os.listdir("/proc/self/fd") == descriptors  # noqa: PTH208
     assert run(open_object(f"file://{path}").read_ranges([(3, 5)], expected=info)) == [CONTENT[3:8]]
     assert run(source.read_whole(max_bytes=len(CONTENT))) == (CONTENT, info)
     assert run(source.read_start(16)) == (CONTENT[:16], info)
@@ -393,6 +397,8 @@ def test_local_files(tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     with pytest.raises(SlideChangedError):
         run(source.read_ranges([(0, 1)], expected=info))
+    with pytest.raises(SlideChangedError):
+        source.read_ranges_now([(0, 1)], expected=info)
     with pytest.raises(NotFoundError):
         run(open_object(str(tmp_path / "none.svs")).info())
 

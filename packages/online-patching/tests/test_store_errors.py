@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from online_patching import AccessDeniedError, StorageError, fsspec_source, http_source, obstore_source
+from online_patching import AccessDeniedError, StorageError, retry
 from online_patching.cli import main
 from online_patching.listing import list_slides
 from online_patching.loop import run
+from online_patching.retry import RetryPolicy
 from online_patching.storage import open_object
 from online_patching.store_errors import storage_error
 
@@ -149,9 +150,7 @@ def test_web_failures(nginx_server: Any, client: dict[str, Any]) -> None:
 def test_a_server_that_never_answers_ends_at_the_deadline(
     s3: Callable[..., dict[str, Any]], client: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (obstore_source, fsspec_source):
-        monkeypatch.setattr(module, "DEADLINE_SECONDS", 0.5)
-    monkeypatch.setattr(http_source, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_policy", RetryPolicy(attempts=2, attempt_s=0.5))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         url, options = ("s3://b/a.svs", {**s3(endpoint), **client})

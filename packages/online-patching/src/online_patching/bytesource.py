@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from online_patching.errors import SlideChangedError, SlideFormatError, StorageError
+from online_patching.store_errors import CutShortError, no_ranges_error
 from online_patching.store_errors import shown_url as shown_url
 from online_patching.store_errors import storage_error as storage_error
 
@@ -102,21 +103,31 @@ async def read_whole_by_info(source: ByteSource, max_bytes: int) -> tuple[bytes,
 
 
 async def gather_ranges(
-    ranges: Sequence[ByteRange], read_one: Callable[[ByteRange], Coroutine[Any, Any, T]], *, at_once: int
+    ranges: Sequence[ByteRange], read_one: Callable[[ByteRange], Coroutine[Any, Any, T]]
 ) -> list[T]:
-    """What ``read_one`` gives for every range, in order, ``at_once`` at a time; the first error ends the others."""
-    gate = asyncio.Semaphore(at_once)
+    """What ``read_one`` gives for every range, in order, all asked for at once; the first error ends the others.
 
-    async def gated(byte_range: ByteRange) -> T:
-        async with gate:
-            return await read_one(byte_range)
-
-    tasks = [asyncio.ensure_future(gated(each)) for each in ranges]
+    How many are under way at a time is for ``read_one`` to bound.
+    """
+    if len(ranges) == 1:
+        return [await read_one(ranges[0])]
+    tasks = [asyncio.create_task(read_one(each)) for each in ranges]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
+        # Their requests end before the caller goes on.
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def host_of(url: str, storage_options: Mapping[str, Any]) -> str:
+    """Who answers for a URL, as far as limits on requests go: the endpoint given, else bucket, container or host."""
+    client = storage_options.get("client_kwargs") or {}
+    endpoint = storage_options.get("endpoint_url") or client.get("endpoint_url")
+    scheme, bucket, _ = split_object_url(url)
+    return str(endpoint or f"{scheme}://{bucket.rpartition('@')[2] if scheme.startswith('http') else bucket}")
 
 
 def split_object_url(url: str) -> tuple[str, str, str]:
@@ -185,19 +196,49 @@ def local_path(url: str) -> str | None:
     return None if "://" in url else url
 
 
-def check_length(data: bytes, byte_range: ByteRange, url: str) -> bytes:
+def check_length(data: bytes, byte_range: ByteRange, url: str, info: ObjectInfo | None = None) -> bytes:
     """The data, if it has the length asked for.
 
+    Args:
+        data: What arrived.
+        byte_range: What was asked for.
+        url: The object.
+        info: The object as the answer (or the pin) tells it, if it does.
+
     Raises:
+        CutShortError: Fewer bytes arrived of a range that lies inside the object.
         StorageError: Fewer or more bytes arrived.
     """
     start, length = byte_range
     if len(data) != length:
+        if info is not None and len(data) < length and start + length <= info.size:
+            raise CutShortError(
+                f"{shown_url(url)}: asked for {length} bytes at {start}, got {len(data)} of an object of {info.size};"
+                " the server or the network cut the answer: check them"
+            )
         raise StorageError(
             f"{shown_url(url)}: asked for {length} bytes at {start}, got {len(data)}; the object is shorter than its"
             " headers say, or the store cut the answer: check the upload"
         )
     return data
+
+
+def answered_size(url: str, content_range: str | None, start: int, length: int) -> int:
+    """The size of the whole object, from the ``Content-Range`` of an answer that holds the range asked for.
+
+    Raises:
+        StorageError: The answer holds the whole object, or another range.
+    """
+    if not content_range:
+        raise no_ranges_error(url)
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", content_range.strip())
+    # A shorter answer is for check_length to judge.
+    if found is None or int(found[1]) != start or int(found[2]) >= start + length:
+        raise StorageError(
+            f"{shown_url(url)}: asked for bytes {start}-{start + length - 1}, got {content_range[:60]!r}: the server,"
+            " or a proxy before it, answers range requests wrongly; read it elsewhere"
+        )
+    return int(found[3])
 
 
 def check_size(size: int, max_bytes: int, url: str) -> None:

@@ -8,7 +8,6 @@ Size and version come from a range request too, because a signed URL is often si
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -17,25 +16,23 @@ from urllib.parse import quote
 from online_patching.bytesource import (
     ByteRange,
     ObjectInfo,
+    answered_size,
     check_length,
     check_unchanged,
     entity_tag,
     gather_ranges,
+    host_of,
     read_whole_by_info,
     shown_url,
-    storage_error,
     version_of,
 )
 from online_patching.errors import StorageError
-from online_patching.obstore_store import CONNECT_SECONDS, REQUEST_SECONDS
+from online_patching.obstore_store import CONNECT_SECONDS
+from online_patching.retry import count_received, with_retries
 from online_patching.store_errors import no_ranges_error
 
 if TYPE_CHECKING:
     import fsspec
-
-REQUESTS_IN_FLIGHT = 32
-ATTEMPTS = 3
-_RETRIED_STATUS = {429, 500, 502, 503, 504}
 
 
 class HttpSource:
@@ -43,6 +40,7 @@ class HttpSource:
 
     def __init__(self, url: str, filesystem: fsspec.AbstractFileSystem) -> None:
         self.url = url
+        self._host = host_of(url, {})
         self._filesystem = filesystem
         # What is escaped stays as it is; what a URL may not hold (spaces, letters beyond ASCII) is escaped.
         self._address = quote(url.partition("#")[0], safe="%/:?&=@+$,;!*'()[]~")
@@ -59,10 +57,9 @@ class HttpSource:
             if byte_range[1] == 0:
                 return b""
             data, info = await self._answer(*byte_range, expected)
-            check_unchanged(info, expected, self.url)
-            return check_length(data, byte_range, self.url)
+            return check_length(data, byte_range, self.url, info)
 
-        return await gather_ranges(ranges, read_one, at_once=REQUESTS_IN_FLIGHT)
+        return await gather_ranges(ranges, read_one)
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The first bytes, by one request: its answer tells size and version too."""
@@ -74,33 +71,23 @@ class HttpSource:
         return await read_whole_by_info(self, max_bytes)
 
     async def _answer(self, start: int, length: int, expected: ObjectInfo | None) -> tuple[bytes, ObjectInfo]:
-        import aiohttp
-
         headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
         tag = entity_tag(expected)
         if tag is not None:
             headers["If-Match"] = tag
-        for attempt in range(ATTEMPTS):
-            try:
-                return await self._try(headers)
-            except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorDNSError) as error:
-                raise storage_error(self.url, error) from error
-            except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-                status = getattr(error, "status", None)
-                if attempt + 1 == ATTEMPTS or (status is not None and status not in _RETRIED_STATUS):
-                    raise storage_error(self.url, error) from error
-                await asyncio.sleep(0.2 * 3**attempt)
-            except Exception as error:
-                raise storage_error(self.url, error) from error
-        raise AssertionError("the last attempt returns or raises")
+        return await with_retries(
+            self.url, self._host, lambda: self._try(start, length, headers, expected), length=length
+        )
 
-    async def _try(self, headers: Mapping[str, str]) -> tuple[bytes, ObjectInfo]:
+    async def _try(
+        self, start: int, length: int, headers: Mapping[str, str], expected: ObjectInfo | None
+    ) -> tuple[bytes, ObjectInfo]:
         import aiohttp
         import yarl
 
         session = await self._filesystem.set_session()
         options: dict[str, Any] = dict(self._filesystem.kwargs)
-        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         options = {"timeout": timeout, **options, "headers": {**options.get("headers", {}), **headers}}
         async with session.get(yarl.URL(self._address, encoded=True), **options) as answer:
             # An empty object has no range: servers refuse the request, or answer with the whole.
@@ -108,10 +95,14 @@ class HttpSource:
             if told[:2] == (416, "bytes */0") or told == (200, None, "0"):
                 return b"", self._info_of(answer.headers, 0)
             answer.raise_for_status()
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            if answer.status != 206 or not total.isdigit():
+            if answer.status != 206:
                 raise no_ranges_error(self.url)
-            return await answer.read(), self._info_of(answer.headers, int(total))
+            size = answered_size(self.url, answer.headers.get("Content-Range"), start, length)
+            info = self._info_of(answer.headers, size)
+            check_unchanged(info, expected, self.url)
+            data = check_length(await answer.read(), (start, min(length, size - start)), self.url, info)
+            count_received(len(data))
+            return data, info
 
     def _info_of(self, headers: Mapping[str, str], size: int) -> ObjectInfo:
         modified = headers.get("Last-Modified")

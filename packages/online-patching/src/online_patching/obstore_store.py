@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from online_patching import loop
 from online_patching.bytesource import split_object_url
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 Options = Mapping[str, Any]
 
-# An endpoint that nothing answers fails after at most (RETRIES + 1) connections; a store that answers with faults is
-# asked again until RETRY_SECONDS have passed. Requests of a few MB end long before REQUEST_SECONDS.
+# Where obstore itself retries (listings, small files): an endpoint that nothing answers fails after at most
+# (RETRIES + 1) connections; a store that answers with faults is asked again until RETRY_SECONDS have passed.
 CONNECT_SECONDS = 5
 REQUEST_SECONDS = 60
 RETRIES = 3
@@ -43,18 +44,31 @@ _AZURE_CONNECTION = {
 _GCS_OPTIONS = {"token", "project", "endpoint_url"}
 _GCS_ACCESS = ("anon", "google_default")
 
-_stores: dict[tuple[str, str], ObjectStore] = {}
+_NO_RETRY: Any = {"max_retries": 0}
+
+_stores: dict[tuple[str, str, bool], ObjectStore] = {}
+_used = False
 _forked_after_use = False
 
 
 def _after_fork() -> None:
     global _forked_after_use
-    _forked_after_use = _forked_after_use or bool(_stores)
+    _forked_after_use = _forked_after_use or _used or bool(_stores)
     _stores.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+async def _drop_stores() -> None:
+    """Drop the stores; their connections close with the last source that holds one."""
+    global _used
+    _used = _used or bool(_stores)
+    _stores.clear()
+
+
+loop.at_close(_drop_stores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +79,27 @@ class ObstorePlace:
     name: str
 
 
-def obstore_place(url: str, storage_options: Options) -> ObstorePlace | None:
-    """Where obstore finds a URL, or None where another client must serve it."""
+def obstore_place(url: str, storage_options: Options, *, client_retries: bool = True) -> ObstorePlace | None:
+    """Where obstore finds a URL, or None where another client must serve it.
+
+    Args:
+        url: The object or folder.
+        storage_options: Options in fsspec's dialect.
+        client_retries: Whether obstore makes failed requests again by itself; ``retry`` does it for ranges.
+    """
     if _forked_after_use:
         return None
+    policy = _retry() if client_retries else _NO_RETRY
     if url.startswith(("http://", "https://")):
-        return _http_place(url) if not storage_options else None
+        return _http_place(url, policy) if not storage_options else None
     scheme, bucket, name = split_object_url(url)
     maker = _MAKERS.get(scheme)
     # obstore's names have no empty, "." or ".." parts, which stores do allow.
     if maker is None or not bucket or any(part in ("", ".", "..") for part in name.rstrip("/").split("/") if name):
         return None
-    key = (f"{scheme}://{bucket}", _options_key(storage_options))
+    key = (f"{scheme}://{bucket}", _options_key(storage_options), client_retries)
     if key not in _stores:
-        store = maker(bucket, storage_options)
+        store = maker(bucket, storage_options, policy)
         if store is None:
             return None
         _stores[key] = store
@@ -92,16 +113,16 @@ def _options_key(options: Options) -> str:
     return repr((sorted(options.items()), environment))
 
 
-def _http_place(url: str) -> ObstorePlace | None:
+def _http_place(url: str, policy: Any) -> ObstorePlace | None:
     parts = urlsplit(url)
     # Signed URLs, passwords and escaped slashes must reach the server exactly as they were given.
     if parts.query or "@" in parts.netloc or "%2f" in parts.path.lower() or "//" in parts.path:
         return None
-    key = (f"{parts.scheme}://{parts.netloc}", "")
+    key = (f"{parts.scheme}://{parts.netloc}", "", policy is not _NO_RETRY)
     if key not in _stores:
         from obstore.store import HTTPStore
 
-        _stores[key] = HTTPStore(key[0], client_options=_client(), retry_config=_retry())
+        _stores[key] = HTTPStore(key[0], client_options=_client(), retry_config=policy)
     return ObstorePlace(_stores[key], unquote(parts.path).lstrip("/"))
 
 
@@ -117,7 +138,7 @@ def _retry() -> Any:
     return {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS)}
 
 
-def _s3_store(bucket: str, options: Options) -> ObjectStore | None:
+def _s3_store(bucket: str, options: Options, policy: Any) -> ObjectStore | None:
     client = dict(options.get("client_kwargs") or {})
     if not set(options) <= _S3_OPTIONS or not set(client) <= _S3_CLIENT_OPTIONS:
         return None
@@ -140,7 +161,7 @@ def _s3_store(bucket: str, options: Options) -> ObjectStore | None:
         bucket,
         config=settings,  # type: ignore[arg-type]
         client_options=_client(),
-        retry_config=_retry(),
+        retry_config=policy,
         credential_provider=provider,
     )
 
@@ -179,7 +200,7 @@ class _BotocoreChain:
         }
 
 
-def _azure_store(container: str, options: Options) -> ObjectStore | None:
+def _azure_store(container: str, options: Options, policy: Any) -> ObjectStore | None:
     container, account = azure_container(container)
     if not set(options) <= _AZURE_OPTIONS:
         return None
@@ -208,7 +229,7 @@ def _azure_store(container: str, options: Options) -> ObjectStore | None:
         settings["skip_signature"] = True
     from obstore.store import AzureStore
 
-    return AzureStore(container, config=settings, client_options=_client(), retry_config=_retry())  # type: ignore[arg-type]
+    return AzureStore(container, config=settings, client_options=_client(), retry_config=policy)  # type: ignore[arg-type]
 
 
 def azure_container(netloc: str) -> tuple[str, str | None]:
@@ -227,13 +248,13 @@ def _connection_string(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _gcs_store(bucket: str, options: Options) -> ObjectStore | None:
+def _gcs_store(bucket: str, options: Options, policy: Any) -> ObjectStore | None:
     settings = _gcs_settings(options)
     if settings is None:
         return None
     from obstore.store import GCSStore
 
-    return GCSStore(bucket, config=settings, client_options=_client(), retry_config=_retry())  # type: ignore[arg-type]
+    return GCSStore(bucket, config=settings, client_options=_client(), retry_config=policy)  # type: ignore[arg-type]
 
 
 def gcs_filesystem(options: Options) -> Any:
@@ -267,7 +288,7 @@ def _is_key_file(token: Any) -> bool:
     return isinstance(token, str | Path) and Path(token).is_file()
 
 
-_MAKERS: dict[str, Callable[[str, Options], ObjectStore | None]] = {
+_MAKERS: dict[str, Callable[[str, Options, Any], ObjectStore | None]] = {
     "s3": _s3_store,
     "s3a": _s3_store,
     "az": _azure_store,

@@ -21,7 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from online_patching import loop
 from online_patching.bytesource import (
     ByteRange,
     ByteSource,
@@ -37,7 +39,7 @@ from online_patching.bytesource import (
 from online_patching.errors import AccessDeniedError, NotFoundError, StorageError
 from online_patching.fsspec_source import FsspecSource, filesystem_of, object_info, path_in
 from online_patching.http_source import HttpSource
-from online_patching.obstore_source import obstore_source_for
+from online_patching.obstore_source import ObstoreSource, obstore_source_for
 
 if TYPE_CHECKING:
     import fsspec
@@ -55,7 +57,25 @@ class LocalSource:
 
     async def read_ranges(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         """All ranges in one hop to a thread, with the file checked through the descriptor that is read."""
-        return await asyncio.to_thread(self.read_ranges_now, ranges, expected)
+        return await asyncio.to_thread(self.read_ranges_now, ranges, expected=expected)
+
+    def read_ranges_now(self, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
+        """``read_ranges`` in the calling thread, for callers that have threads for it; no descriptor stays open.
+
+        Raises:
+            NotFoundError: The file does not exist.
+            SlideChangedError: It is not the pinned one.
+            StorageError: It cannot be read, or ends before a range does.
+        """
+        descriptor = self._open()
+        try:
+            if expected is not None:
+                check_unchanged(stat_info(os.fstat(descriptor)), expected, self.url)
+            return [_read_range(descriptor, each, self.url) for each in ranges]
+        except OSError as error:
+            raise StorageError(f"{self.url}: reading failed ({error.strerror}); check the disk or mount") from error
+        finally:
+            os.close(descriptor)
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The file's first bytes, in one hop to a thread."""
@@ -84,18 +104,6 @@ class LocalSource:
         finally:
             os.close(descriptor)
 
-    def read_ranges_now(self, ranges: Sequence[ByteRange], expected: ObjectInfo | None = None) -> list[bytes]:
-        """``read_ranges`` where the caller stands: a disk that does not answer makes it wait."""
-        descriptor = self._open()
-        try:
-            if expected is not None:
-                check_unchanged(stat_info(os.fstat(descriptor)), expected, self.url)
-            return [check_length(os.pread(descriptor, r[1], r[0]), r, self.url) for r in ranges]
-        except OSError as error:
-            raise StorageError(f"{self.url}: reading failed ({error.strerror}); check the disk or mount") from error
-        finally:
-            os.close(descriptor)
-
     def _read_whole(self, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         data, info = self._read_start(max_bytes)
         check_size(info.size, max_bytes, self.url)
@@ -106,11 +114,20 @@ class LocalSource:
         try:
             info = stat_info(os.fstat(descriptor))
             length = min(length, info.size)
-            return check_length(os.pread(descriptor, length, 0), (0, length), self.url), info
+            return _read_range(descriptor, (0, length), self.url), info
         except OSError as error:
             raise StorageError(f"{self.url}: reading failed ({error.strerror}); check the disk or mount") from error
         finally:
             os.close(descriptor)
+
+
+def _read_range(descriptor: int, byte_range: ByteRange, url: str) -> bytes:
+    start, length = byte_range
+    data = os.pread(descriptor, length, start)
+    # A signal, or a mount in trouble, may end a read early: what follows is asked for until the file ends.
+    while len(data) < length and (more := os.pread(descriptor, length - len(data), start + len(data))):
+        data += more
+    return data if len(data) == length else check_length(data, byte_range, url)
 
 
 def stat_info(stat: os.stat_result) -> ObjectInfo:
@@ -131,6 +148,12 @@ class RemoteSource:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "_options": self._options, "_client": None}
+
+    def forget_client(self) -> None:
+        """Drop the client and its connections; the next use makes one."""
+        client, self._client = self._client, None
+        if client is not None and isinstance(client[1], ObstoreSource):
+            client[1].drop_store()
 
     async def info(self) -> ObjectInfo:
         """Size and version of the object now."""
@@ -156,7 +179,20 @@ class RemoteSource:
                 http = self.url.startswith(("http://", "https://"))
                 source = HttpSource(self.url, filesystem) if http else FsspecSource(self.url, filesystem)
             self._client = (os.getpid(), source)
+            _with_clients.add(self)
         return self._client[1]
+
+
+_with_clients: WeakSet[RemoteSource] = WeakSet()
+
+
+async def _forget_clients() -> None:
+    for source in list(_with_clients):
+        source.forget_client()
+    _with_clients.clear()
+
+
+loop.at_close(_forget_clients)
 
 
 def open_object(url: str, storage_options: Mapping[str, Any] | None = None) -> ByteSource:

@@ -58,7 +58,22 @@ _NETWORK_FAULTS = (
         "nothing answers there; check the endpoint and the network",
     ),
     (r"TimeoutError|TimedOut|[Tt]imed out|Timeout", "no answer in time; check the endpoint and the network"),
+    (
+        r"[Rr]eset|error sending request|closed before message|[Bb]roken pipe|ServerDisconnected|ConnectionClosed",
+        "the connection broke; check the network and the server",
+    ),
+    (
+        r"error decoding response body|before message length|IncompleteRead|IncompleteBody|ContentLengthError|PayloadE",
+        "the body of the answer was cut short; check the network and the server",
+    ),
 )
+# What obstore says of an answer to a range request that holds another range, or the whole.
+_OTHER_RANGE = re.compile(r"Requested (\d+)\.\.\d+, got (\d+)\.\.\d+")
+_WHOLE = "non-partial response when range requested"
+# Faults of a connection that clients tell in words or by the names of their exceptions.
+_BROKEN = r"Temporary failure in name resolution|IncompleteMessage|connection closed before message completed"
+_UNREACHED = "|".join(pattern for pattern, _ in _NETWORK_FAULTS[2:])
+_TRANSIENT_CODES = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "ServerBusy"}
 
 
 def shown_url(url: str) -> str:
@@ -77,6 +92,10 @@ def shown_url(url: str) -> str:
         rest = rest[len(user) + 1 :] if ":" in user else rest
         return f"{scheme}://{_SECRET_QUERY.sub('', rest)}"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class CutShortError(StorageError):
+    """Fewer bytes arrived than the answer's own head, or the pinned size, promises: the next answer may be whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +129,27 @@ def storage_error(url: str, error: BaseException) -> StorageError:
         f"{shown}: cannot be read ({status}{code}{_reason(error, facts)}); check the endpoint, the network and the"
         " credentials (storage_options)"
     )
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed when it is made again.
+
+    So it is after timeouts, broken connections, bodies cut short, 429 and 5xx (but 501, which says that the server
+    cannot do this at all); not after any other answer of the store, and not where its name or certificate is wrong.
+    """
+    if isinstance(error, StorageError):
+        return isinstance(error, CutShortError)
+    facts = _facts_of(error)
+    if found := _OTHER_RANGE.search(facts.text):
+        return found[1] == found[2]
+    if facts.status is not None:
+        return facts.status in (408, 429) or (facts.status >= 500 and facts.status != 501)
+    if facts.code is not None:
+        return facts.code in _TRANSIENT_CODES
+    for pattern, permanent in ((_BROKEN, False), (_NETWORK_FAULTS[0][0], True), (_NETWORK_FAULTS[1][0], True)):
+        if re.search(pattern, facts.text):
+            return not permanent
+    return facts.has(ConnectionError) or facts.has(TimeoutError) or bool(re.search(_UNREACHED, facts.text))
 
 
 def _facts_of(error: BaseException) -> _Facts:
@@ -200,8 +240,14 @@ def _missing(shown: str, facts: _Facts) -> StorageError | None:
 
 
 def _unusable(shown: str, facts: _Facts) -> StorageError | None:
-    if facts.names("NotSupportedError"):
+    if facts.names("NotSupportedError") or _WHOLE in facts.text:
         return no_ranges_error(shown)
+    if found := _OTHER_RANGE.search(facts.text):
+        if found[1] == found[2]:
+            return StorageError(f"{shown}: the answer was cut short ({found[0]}); check the network and the server")
+        return StorageError(
+            f"{shown}: {found[0]}: the server, or a proxy before it, answers range requests wrongly; read it elsewhere"
+        )
     if facts.status == 416:
         return StorageError(
             f"{shown}: asked for bytes past its end (HTTP 416); the object is shorter than its headers say: check the"
@@ -209,7 +255,7 @@ def _unusable(shown: str, facts: _Facts) -> StorageError | None:
         )
     if facts.status == 429 or (facts.status is not None and facts.status >= 500):
         return StorageError(
-            f"{shown}: the store failed after several attempts (HTTP {facts.status} {facts.code or ''}".rstrip()
+            f"{shown}: the store failed (HTTP {facts.status} {facts.code or ''}".rstrip()
             + "); try again later, or with fewer workers"
         )
     return None
