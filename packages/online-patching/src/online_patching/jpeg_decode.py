@@ -29,9 +29,10 @@ from online_patching.jpeg_stream import Data, JpegHead, JpegTiles, is_intact
 
 Pixels = npt.NDArray[np.uint8]
 
-# nvImageCodec costs more a call and less a skipped pixel: it gains where no more of the rows that simplejpeg would
-# decode is wanted (benchmarks/decoders.py).
-REGION_SHARE = 0.7
+# nvImageCodec costs more a call and less a skipped pixel. It gains where no more than this share of the rows that
+# simplejpeg would decode is wanted; less where chroma is stored at half the rows, which makes pixels cheap
+# (benchmarks/decoders.py).
+REGION_SHARE, REGION_SHARE_HALVED_ROWS = 0.5, 0.25
 # Rows that a shortened JPEG does not want are left over; a restart marker may come before the end.
 _LEFT_OVER = re.compile(r"extraneous bytes before marker 0xd[0-9]$")
 _local = threading.local()
@@ -89,7 +90,8 @@ def decode_jpeg_part(
 def _gains_by_region(head: JpegHead, region: tuple[int, int, int, int], width_px: int) -> bool:
     """Whether nvImageCodec is installed, decodes such a tile as libjpeg does, and is the faster."""
     x0, y0, x1, y1 = region
-    if (y1 - y0) * (x1 - x0) >= REGION_SHARE * y1 * width_px:
+    share = REGION_SHARE if head.mcu_height_px == 8 else REGION_SHARE_HALVED_ROWS
+    if (y1 - y0) * (x1 - x0) >= share * y1 * width_px:
         return False
     return head.shortens and head.plain_sampling and not head.has_restarts and nvimgcodec_decode.is_available()
 

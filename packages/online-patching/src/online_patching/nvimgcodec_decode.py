@@ -4,8 +4,8 @@ It decodes on the CPU, skips what lies outside of the part and gives the same pi
 serves one thread: two threads in one would crash. Loading the library without CUDA prints warnings, which are kept
 from the process's stderr for that moment.
 
-It notices when a file ends too early, but not when the image data does: the rest is then grey. ``decode_jpeg_part``
-says so through its result: a part that ends in a flat colour, as such a rest does, is not certain and gives None.
+It notices when a file ends too early, but not when the image data does: the rest is then uniform grey. A part that
+ends in such grey is not certain, and ``decode_jpeg_part`` gives None.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ Pixels = npt.NDArray[np.uint8]
 _VERBOSITY = "PYNVIMGCODEC_VERBOSITY"
 # Interpolated chroma reaches this far from a block into the next.
 _BLEED_PX = 2
+# libjpeg leaves the coefficients of what is missing at zero: uniform grey in every colour space.
+_FILL = b"\x80"
 _local = threading.local()
 _loading = threading.Lock()
 
@@ -70,7 +72,7 @@ def decode_jpeg_part(
         for end, unit, start in zip((end_x, end_y), mcu_px, (left, top), strict=True)
     )
     last = pixels[y:, x:].tobytes()
-    if last == last[:3] * (len(last) // 3):
+    if last == _FILL * len(last):
         return None
     return pixels[: bottom - top, : right - left]
 
