@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
 
-_VERBOSITY = "PYNVIMGCODEC_VERBOSITY"
 # Interpolated chroma reaches this far from a block into the next.
 _BLEED_PX = 2
 # libjpeg leaves the coefficients of what is missing at zero: uniform grey in every colour space.
@@ -80,9 +79,7 @@ def decode_jpeg_part(
 def _decoder(library: Any) -> tuple[Any, Any]:
     """This thread's decoder and parameters."""
     if getattr(_local, "pid", 0) != os.getpid():
-        with _loading, _quiet():
-            _local.made = _make(library)
-        _local.pid = os.getpid()
+        _local.made, _local.pid = _make(library), os.getpid()
     made: tuple[Any, Any] = _local.made
     return made
 
@@ -114,18 +111,17 @@ def _library() -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what the library prints while it loads (its GPU parts are missing) from stderr."""
-    before = os.environ.get(_VERBOSITY)
-    os.environ[_VERBOSITY] = "0"
+    try:
+        stderr = os.dup(2)
+    except OSError:
+        # A process without stderr has nothing to keep quiet.
+        yield
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    stderr = os.dup(2)
     os.dup2(nowhere, 2)
+    os.close(nowhere)
     try:
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        os.close(nowhere)
-        if before is None:
-            del os.environ[_VERBOSITY]
-        else:
-            os.environ[_VERBOSITY] = before
