@@ -4,7 +4,8 @@
 
 Tiles come from slides (default: generated ones in five encodings) or are cut from an image and encoded. Every library
 gets the same tiles as files of their own and the same rectangles, in turn over several rounds, in one thread and in
-two; the best round counts, since others can only be slowed by the machine. A quarter is the part of a tile that a
+two; the best round counts, since others can only be slowed by the machine, and one thread is measured by its processor
+time, which other programs do not lengthen. A quarter is the part of a tile that a
 randomly placed patch of the tile's size needs: any corner, 25 % of the area on average. The pixels are compared with
 this package's first, and the largest difference is in the table. Prints the table and one JSON line.
 
@@ -137,12 +138,12 @@ def _measure(tiles: Tiles, rounds: int) -> list[dict[str, Any]]:
 
 
 def _seconds(decode: Decode, count: int, threads: int) -> float:
-    """Time to decode all tiles, by one thread or each by a thread of its own part."""
+    """Processor time of one thread that decodes all tiles, or time that passes while each of several does its part."""
     if threads == 1:
-        started = time.perf_counter()
+        started = time.process_time()
         for k in range(count):
             decode(k)
-        return time.perf_counter() - started
+        return time.process_time() - started
     pool = _pool(threads)
     started = time.perf_counter()
     list(pool.map(lambda first: [decode(k) for k in range(first, count, threads)], range(threads)))

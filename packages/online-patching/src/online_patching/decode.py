@@ -6,6 +6,11 @@
    JPEG than the rectangle needs (``jpeg_decode``), and JPEG and JPEG 2000 at a reduced scale where that is asked for.
 3. ``_as_rgb`` brings grey and transparent samples to RGB.
 
+Reduced scale (``decode: fast``) beside decoding whole and averaging with INTER_AREA, on tiles with tissue: at 1/2, JPEG
+without chroma subsampling differs by 0.1-0.2 grey levels on average (at most 19, PSNR 52-59 dB), with it by 0.5-0.6 (at
+most 21, 46-49 dB), since libjpeg then leaves chroma unsmoothed. The coarser wavelet of JPEG 2000 is sharper than an
+average: 2.6-4.5 grey levels (at most 105, PSNR 31-34 dB) at 1/2, 6-9 (at most 117, 25-27 dB) at 1/4.
+
 The colour space comes from the slide's header (``TileEncoding``), never from a guess of the codec library. Whatever
 does not decode to exactly one tile of 8-bit samples is a ``CorruptTileError``.
 """
@@ -69,9 +74,8 @@ def decode_region(
         height_px: Stored tile height.
         region: Left, top, right, bottom (exclusive) in pixels of the tile; of the reduced tile where ``reduction`` is
             not 1.
-        reduction: 1, or one of ``reductions``: the tile is decoded at this fraction of its scale. JPEG: libjpeg's
-            scaled DCT; JPEG 2000: a coarser resolution of its wavelets. Both differ a little from decoding whole and
-            averaging (see the README).
+        reduction: 1, or one of ``reductions``: the tile is decoded at 1 / ``reduction`` of its scale. JPEG: libjpeg's
+            scaled DCT; JPEG 2000: a coarser resolution of its wavelets.
 
     Returns:
         uint8 (bottom - top, right - left, 3), RGB; without ``reduction`` the very pixels of ``decode_tile``. It may be

@@ -4,11 +4,13 @@ simplejpeg (libjpeg-turbo) decodes, strictly: a warning of libjpeg is an error h
 garbage. Of a part of a tile, only what is needed is decoded: nvImageCodec skips rows and columns where it is installed
 and gains from it, else simplejpeg stops after the last row that is needed. The pixels are the same.
 
-What is noticed. A tile decoded whole is checked to its end: data that ends early or is left over is an error. Of a
-part, the rows up to its last one are decoded, so damage below them is not noticed, and the pixels are right. Damage
-above is noticed where data ends early, a marker stands where none may, or sectors are zeros (such a tile is decoded
-whole); a flipped bit that leaves the data decodable is noticed in one case of twenty, against two of three when a tile
-is decoded whole. libjpeg itself, and so every reader built on it, shows all of these as pixels.
+What is noticed. A JPEG has no checksum. A tile decoded whole is checked to its end: data that ends early or is left
+over is an error. Of a part, the rows up to its last one are decoded, so damage below them is not noticed, and the
+pixels are right. Damage above is noticed where data ends early, a marker stands where none may, or a sector is zeros (a
+tile that looks so is decoded whole). What remains is damage that still decodes: of tiles with wrong pixels in the part,
+after one flipped bit 60 % are noticed whole and 5 % in part; after 64 random bytes 88 % and 29 %; after 512 random
+bytes 99 % and 90 %; after zeros, and after data that ends early, nearly or fully all in both. Readers that pass over
+libjpeg's warnings show every one of these as pixels.
 """
 
 from __future__ import annotations
