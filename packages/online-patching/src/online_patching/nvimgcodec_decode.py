@@ -1,0 +1,127 @@
+"""Can a part of a JPEG be decoded here by nvImageCodec (the extra ``nvimgcodec``)?
+
+It decodes on the CPU, skips what lies outside of the part and gives the same pixels as decoding the whole. A decoder
+serves one thread: two threads in one would crash. Loading the library without CUDA prints warnings, which are kept
+from the process's stderr for that moment.
+
+It notices when a file ends too early, but not when the image data does: the rest is then uniform grey. A part that
+ends in such grey is not certain, and ``decode_jpeg_part`` gives None.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+# Interpolated chroma reaches this far from a block into the next.
+_BLEED_PX = 2
+# libjpeg leaves the coefficients of what is missing at zero: uniform grey in every colour space.
+_FILL = b"\x80"
+_local = threading.local()
+_loading = threading.Lock()
+
+
+def is_available() -> bool:
+    """Whether the library is installed and makes a decoder on the CPU."""
+    return _library() is not None
+
+
+def decode_jpeg_part(
+    stream: bytes, part: tuple[int, int, int, int], size_px: tuple[int, int], mcu_px: tuple[int, int]
+) -> Pixels | None:
+    """A rectangle of a sequential JPEG without restart markers, as RGB.
+
+    Args:
+        stream: The JPEG.
+        part: Left, top, right, bottom.
+        size_px: Width and height of the JPEG.
+        mcu_px: Width and height of its minimum coded unit.
+
+    Returns:
+        uint8 (bottom - top, right - left, 3), or None where nvImageCodec does not decode it or where the pixels may be
+        what is filled in for data that ended too early; another decoder has to tell.
+    """
+    library = _library()
+    if library is None:
+        return None
+    left, top, right, bottom = part
+    # To the end of the last unit, which is looked at below.
+    end_x, end_y = (
+        min(size, -(-end // unit) * unit) for end, unit, size in zip((right, bottom), mcu_px, size_px, strict=True)
+    )
+    region = library.Region(top, left, end_y, end_x)
+    decoder, parameters = _decoder(library)
+    image = decoder.decode(library.CodeStream(stream).get_sub_code_stream(region=region), params=parameters)
+    if image is None:
+        return None
+    pixels: Pixels = np.asarray(image)
+    if pixels.shape != (end_y - top, end_x - left, 3):
+        return None
+    x, y = (
+        max(0, (end - 1) // unit * unit + _BLEED_PX - start)
+        for end, unit, start in zip((end_x, end_y), mcu_px, (left, top), strict=True)
+    )
+    last = pixels[y:, x:].tobytes()
+    if last == _FILL * len(last):
+        return None
+    return pixels[: bottom - top, : right - left]
+
+
+def _decoder(library: Any) -> tuple[Any, Any]:
+    """This thread's decoder and parameters."""
+    if getattr(_local, "pid", 0) != os.getpid():
+        _local.made, _local.pid = _make(library), os.getpid()
+    made: tuple[Any, Any] = _local.made
+    return made
+
+
+def _make(library: Any) -> tuple[Any, Any]:
+    decoder = library.Decoder(
+        device_id=library.NVIMGCODEC_DEVICE_CPU_ONLY,
+        max_num_cpu_threads=1,
+        backends=[library.Backend(library.BackendKind.CPU_ONLY)],
+    )
+    # The slide's header says what is up, never a tile.
+    parameters = library.DecodeParams(apply_exif_orientation=False, color_spec=library.ColorSpec.SRGB)
+    return decoder, parameters
+
+
+@cache
+def _library() -> Any:
+    """The module, or None where it is not installed or does not work here."""
+    with _loading, _quiet():
+        try:
+            from nvidia import nvimgcodec
+
+            _make(nvimgcodec)
+        except (ImportError, OSError, RuntimeError, AttributeError, TypeError):
+            return None
+    return nvimgcodec
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the library prints while it loads (its GPU parts are missing) from stderr."""
+    try:
+        stderr = os.dup(2)
+    except OSError:
+        # A process without stderr has nothing to keep quiet.
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
