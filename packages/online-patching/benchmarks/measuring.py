@@ -13,6 +13,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,24 @@ def summary(samples: Sequence[float]) -> Json:
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Median over the rounds of the ratio within a round."""
     return statistics.median(n / d for n, d in zip(numerators, denominators, strict=True))
+
+
+def wait_until_idle() -> None:
+    """Wait for what this process has started ahead: it must not run on in the next reader's turn."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        before = time.process_time()
+        time.sleep(0.05)
+        if time.process_time() - before < 0.01:
+            return
+
+
+def target(name: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> Json:
+    """A figure beside what it should reach; prints it."""
+    met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+    bound = f"at least {at_least:g}" if at_least is not None else f"at most {at_most:g}"
+    print(f"{'met   ' if met else 'MISSED'} {name}: {value:.3g}, target {bound}")
+    return {"name": name, "value": value, "at_least": at_least, "at_most": at_most, "met": met}
 
 
 def cpus(count: int) -> list[int]:

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, BinaryIO, Self
 
+from measuring import wait_until_idle
 from reading_readers import READERS, MissingReaderError, Pixels, Reader, Task, Window
 
 
@@ -117,22 +118,12 @@ def _do(reader: Reader, what: str, task: Task, *rest: Any) -> Any:
     started = time.perf_counter()
     reader.read(task, *rest, _forget)
     seconds = time.perf_counter() - started
-    _wait_until_idle()
+    wait_until_idle()
     return seconds
 
 
 def _forget(_: Pixels) -> None:
     """A consumer that needs no time."""
-
-
-def _wait_until_idle() -> None:
-    """Work that was started ahead must not run on in the next reader's turn."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        before = time.process_time()
-        time.sleep(0.05)
-        if time.process_time() - before < 0.01:
-            return
 
 
 def _answered(answers: BinaryIO, work: Any) -> None:
