@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -26,15 +25,16 @@ from typing import Any, get_args
 import numpy as np
 from cohort_maker import MPP, CodecName, Cohort, make_cohort
 from line_plot import write_line_plot
-from measuring import Json, cpus, parsed, parser_of, ratio, summary, write_report
+from measuring import Json, cpus, parsed, parser_of, ratio, summary, target, write_report
 from online_patching import Catalog
 from online_patching.sampler import PatchSampler
 from reading_readers import (
     BATCH_PATCHES,
-    CEILING,
+    CEILINGS,
     MIN_FOREGROUND,
     OURS,
     OURS_FAST,
+    OURS_NVIMGCODEC,
     READERS,
     SIZE_PX,
     MissingReaderError,
@@ -45,7 +45,9 @@ from reading_readers import (
 from reading_worker import ReaderError, Worker
 from tile_layout import needs_of
 
-ORACLE = "OpenSlide"
+ORACLE, CUCIM = "OpenSlide", "cuCIM"
+# Beside those with more threads, so that the growth is told within a round.
+ONE_THREAD = "online-patching, one thread"
 COMPARED_PATCHES = 24
 CEILING_PATCHES = 512
 # So many times fewer patches for who would take all the time; the figures are per patch.
@@ -62,7 +64,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads (default: 1, 2, 4, ... all cores)")
     arguments = parsed(parser)
     if arguments.quick:
-        arguments.readers, arguments.threads, arguments.codecs = [OURS, ORACLE, CEILING], [1], ["jpeg"]
+        arguments.readers, arguments.threads, arguments.codecs = [OURS, ORACLE, *CEILINGS[:1]], [1], ["jpeg"]
     if arguments.patches < 1:
         parser.error(f"--patches: got {arguments.patches}, allowed 1 or more")
     cores = len(os.sched_getaffinity(0))
@@ -85,7 +87,9 @@ def main() -> None:
                 results.append(_measure(task, workers, missing, arguments.rounds))
                 results[-1]["threads"] = count
                 _print(results[-1])
-    path = write_report(arguments, "reading", {"batch_patches": BATCH_PATCHES, "results": results})
+    print()
+    targets = _targets(results)
+    path = write_report(arguments, "reading", {"batch_patches": BATCH_PATCHES, "results": results, "targets": targets})
     _plot(arguments, results)
     print(f"written: {path}")
     wrong = [f"{r['task']}: {name}" for r in results for name, row in r["readers"].items() if row.get("wrong_pixels")]
@@ -127,13 +131,16 @@ def _windows(task: Task, seed: int) -> list[Window]:
 
 def _start(stack: ExitStack, threads: int, names: Iterable[str]) -> tuple[dict[str, Worker], dict[str, str]]:
     """The readers that can be had, and why the others cannot."""
-    workers: dict[str, Worker] = {}
+    workers = {name: stack.enter_context(Worker(name, cpus(threads))) for name in names}
+    if threads > 1 and OURS in workers:
+        workers[ONE_THREAD] = stack.enter_context(Worker(OURS, cpus(1)))
     missing: dict[str, str] = {}
-    for name in names:
+    for name in list(workers):
         try:
-            workers[name] = stack.enter_context(Worker(name, cpus(threads)))
+            workers[name].wait_until_ready()
         except (MissingReaderError, ReaderError) as error:
             missing[name] = str(error)
+            del workers[name]
     return workers, missing
 
 
@@ -148,11 +155,17 @@ def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], ro
     seconds: dict[str, list[float]] = {name: [] for name in able}
     for number in range(rounds):
         windows = _windows(task, seed=number)
-        for name, worker in able.items():
-            seconds[name].append(_round(task, windows, worker, number))
+        for name, worker in list(able.items()):
+            try:
+                seconds[name].append(_round(task, windows, worker, number))
+            except MissingReaderError as error:
+                rows[name]["left_out"] = str(error)
+                del able[name], seconds[name]
     for name, taken in seconds.items():
         rows[name] |= _figures(name, taken, seconds)
-    result: Json = {
+        if name.startswith(OURS):
+            rows[name]["share_of_ceiling"] = _shares(taken, seconds, needs.distinct_tiles / task.patches)
+    return {
         "task": task.name,
         "codec": task.codec,
         "source": task.source,
@@ -162,9 +175,6 @@ def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], ro
         "tiles_saved_by_sharing": needs.saved_share,
         "readers": rows,
     }
-    if CEILING in seconds:
-        result["share_of_ceiling"] = _shares(seconds, needs.distinct_tiles / task.patches)
-    return result
 
 
 def _compare(task: Task, windows: list[Window], workers: dict[str, Worker], rows: dict[str, Json]) -> None:
@@ -173,7 +183,7 @@ def _compare(task: Task, windows: list[Window], workers: dict[str, Worker], rows
     few = Task(task.name, task.codec, task.source, task.mpp, len(some), task.catalog, task.slide_id)
     expected = workers[ORACLE].pixels(few, some, 0) if ORACLE in workers else None
     for name in list(workers):
-        if name == CEILING:
+        if name in CEILINGS:
             continue
         try:
             got = workers[name].pixels(few, some, 0)
@@ -201,7 +211,7 @@ def _difference(got: list[Pixels], expected: list[Pixels]) -> tuple[int, float]:
 
 def _round(task: Task, windows: list[Window], worker: Worker, number: int) -> float:
     """Seconds a patch, of bare decoding a tile."""
-    if worker.name == CEILING:
+    if worker.name in CEILINGS:
         tiles = worker.prepare(task, windows[:CEILING_PATCHES])
         return worker.read(task, (), number) / tiles
     part = windows[: max(1, len(windows) // SLOW.get(worker.name, 1))]
@@ -209,21 +219,19 @@ def _round(task: Task, windows: list[Window], worker: Worker, number: int) -> fl
 
 
 def _figures(name: str, taken: list[float], seconds: dict[str, list[float]]) -> Json:
-    unit = "tiles_per_second" if name == CEILING else "patches_per_second"
-    figures: Json = {unit: summary([1 / each for each in taken])}
-    if name != CEILING:
-        peers = [peer for peer in (ORACLE, "cuCIM") if peer in seconds]
-        figures["times_as_fast_as"] = {peer: ratio(seconds[peer], taken) for peer in peers}
-    return figures
-
-
-def _shares(seconds: dict[str, list[float]], tiles_per_patch: float) -> dict[str, float]:
-    """Patches a second over (tiles a second of bare decoding / tiles a patch), of this package's readers."""
-    ceiling = seconds[CEILING]
+    if name in CEILINGS:
+        return {"tiles_per_second": summary([1 / each for each in taken])}
+    others = [other for other in (ORACLE, CUCIM, ONE_THREAD) if other in seconds and other != name]
     return {
-        name: statistics.median(tile * tiles_per_patch / own for tile, own in zip(ceiling, taken, strict=True))
-        for name, taken in seconds.items()
-        if name.startswith(OURS)
+        "patches_per_second": summary([1 / each for each in taken]),
+        "times_as_fast_as": {other: ratio(seconds[other], taken) for other in others},
+    }
+
+
+def _shares(taken: list[float], seconds: dict[str, list[float]], tiles_per_patch: float) -> dict[str, float]:
+    """Patches a second over (tiles a second of bare decoding / tiles a patch)."""
+    return {
+        name: ratio([tile * tiles_per_patch for tile in seconds[name]], taken) for name in CEILINGS if name in seconds
     }
 
 
@@ -241,8 +249,8 @@ def _print(result: Json) -> None:
     )
     for name, row in result["readers"].items():
         print(f"  {name:32} {_row_text(row)}", flush=True)
-    for name, share in result.get("share_of_ceiling", {}).items():
-        print(f"  {name:32} {share:.0%} of the ceiling of whole tiles")
+        for ceiling, share in row.get("share_of_ceiling", {}).items():
+            print(f"  {'':32} {share:8.0%} of {ceiling}", flush=True)
 
 
 def _row_text(row: dict[str, Any]) -> str:
@@ -256,6 +264,29 @@ def _row_text(row: dict[str, Any]) -> str:
     times = "".join(f"   x{times:5.2f} {peer}" for peer, times in row["times_as_fast_as"].items())
     note = f"   differs by {row['mean_difference']:.2f} on average" if row.get("greatest_difference") else ""
     return f"{speed['median']:8.1f} patches/s ({speed['least']:.1f} to {speed['greatest']:.1f}){times}{note}"
+
+
+def _targets(results: list[Json]) -> list[Json]:
+    """The figures that the package promises."""
+    promised: dict[tuple[str, float, str], dict[str, float]] = {
+        ("jpeg", MPP, OURS): {ORACLE: 2.4, CUCIM: 1.0, ONE_THREAD: 1.8},
+        ("jpeg", MPP, OURS_NVIMGCODEC): {ORACLE: 3.3, CUCIM: 1.3},
+        ("jpeg", 2 * MPP, OURS): {ORACLE: 4.0},
+        ("jpeg2000", MPP, OURS): {ORACLE: 1.0},
+        ("jpeg2000", 2 * MPP, OURS_FAST): {ORACLE: 1.8},
+    }
+    found = []
+    for result in results:
+        for name, row in result["readers"].items():
+            bounds = promised.get((result["codec"], result["mpp"], name), {})
+            for other, times in row.get("times_as_fast_as", {}).items():
+                if other in bounds and (result["threads"] == 1 or other == ONE_THREAD):
+                    about = f"{result['task']}, {result['threads']} thread(s): {name} over {other}"
+                    found.append(target(about, times, at_least=bounds[other]))
+            share = row.get("share_of_ceiling", {}).get(CEILINGS[0])
+            if share is not None and name == OURS and result["threads"] == 1 and result["mpp"] == MPP:
+                found.append(target(f"{result['task']}: share of the ceiling of whole tiles", share, at_least=0.9))
+    return found
 
 
 def _plot(arguments: argparse.Namespace, results: list[Json]) -> None:

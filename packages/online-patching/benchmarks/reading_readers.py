@@ -29,7 +29,10 @@ BATCH_PATCHES = 64
 # Windows that a peer's thread takes at a time.
 _PEER_PART = 16
 OURS, OURS_NVIMGCODEC, OURS_FAST = "online-patching", "online-patching[nvimgcodec]", "online-patching, decode=fast"
-CEILING, CEILING_PARTS = "pure decoding, whole tiles", "pure decoding, parts of tiles"
+CEILING = "pure decoding, whole tiles"
+CEILING_PARTS = "pure decoding, parts"
+CEILING_PARTS_NVIMGCODEC = "pure decoding, parts[nvimgcodec]"
+CEILINGS = (CEILING, CEILING_PARTS, CEILING_PARTS_NVIMGCODEC)
 
 
 class Window(NamedTuple):
@@ -210,7 +213,10 @@ class _Ours(Reader):
             self._read_stream(task, seed, take)
         else:
             self._read_drawn(task, seed, take)
-        if self.nvimgcodec and not any(name.startswith("nvidia.nvimgcodec") for name in sys.modules):
+        self._check_nvimgcodec()
+
+    def _check_nvimgcodec(self) -> None:
+        if self.nvimgcodec and "nvidia.nvimgcodec" not in sys.modules:
             raise MissingReaderError("this version does not use nvImageCodec, or it is not installed")
 
     def _read_slide(self, task: Task, windows: Sequence[Window], take: Callable[[Pixels], object]) -> None:
@@ -271,17 +277,16 @@ class _Ceiling(_Ours):
     Bytes are read before ``read`` is timed, by ``prepare``.
     """
 
-    parts = False
+    function = "decode_tile"
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
+        from online_patching import decode
+
         self._jobs: list[tuple[Any, ...]] = []
-        self._decode: Callable[..., Any] = self._decoder()
-
-    def _decoder(self) -> Callable[..., Any]:
-        from online_patching.decode import decode_tile
-
-        return decode_tile
+        self._decode: Callable[..., Pixels] | None = getattr(decode, self.function, None)
+        if self._decode is None:
+            raise MissingReaderError(f"this version has no {self.function}")
 
     def prepare(self, task: Task, windows: Sequence[Window]) -> int:
         """Bytes and encoding of every tile of the windows, a tile once a window; returns their number."""
@@ -298,21 +303,34 @@ class _Ceiling(_Ours):
                 for number, part in layout.parts(window.x_level0_px, window.y_level0_px, window.side_level0_px):
                     data = os.pread(descriptor, layout.lengths[number], layout.offsets[number])
                     job = (data, encodings[window.path], layout.tile_width_px, layout.tile_height_px)
-                    self._jobs.append((*job, part) if self.parts else job)
+                    self._jobs.append(job if self.function == "decode_tile" else (*job, tuple(part)))
             finally:
                 os.close(descriptor)
         return len(self._jobs)
 
-    def read(self, _task: Task, _windows: Sequence[Window], _seed: int, take: Callable[[Pixels], object]) -> None:
+    def read(self, _task: Task, _windows: Sequence[Window], _seed: int, _take: Callable[[Pixels], object]) -> None:
         """Decode what was prepared, on as many threads."""
-        decode = self._decode
+        parts = [self._jobs[k : k + _PEER_PART] for k in range(0, len(self._jobs), _PEER_PART)]
         if self.threads == 1:
-            for job in self._jobs:
-                take(decode(*job))
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            for pixels in pool.map(lambda job: decode(*job), self._jobs, chunksize=16):
-                take(pixels)
+            for part in parts:
+                self._decode_part(part)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(self._decode_part, parts))
+        self._check_nvimgcodec()
+
+    def _decode_part(self, jobs: Sequence[tuple[Any, ...]]) -> None:
+        assert self._decode is not None, "checked when it was made"
+        for job in jobs:
+            self._decode(*job)
+
+
+class _CeilingParts(_Ceiling):
+    function = "decode_region"
+
+
+class _CeilingPartsNvimgcodec(_CeilingParts):
+    nvimgcodec = True
 
 
 READERS: dict[str, type[Reader]] = {
@@ -324,4 +342,6 @@ READERS: dict[str, type[Reader]] = {
     "fastslide": _FastSlide,
     "tiffslide": _TiffSlide,
     CEILING: _Ceiling,
+    CEILING_PARTS: _CeilingParts,
+    CEILING_PARTS_NVIMGCODEC: _CeilingPartsNvimgcodec,
 }

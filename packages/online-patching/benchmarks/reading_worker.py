@@ -39,11 +39,6 @@ class Worker:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            self._answer()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,6 +46,15 @@ class Worker:
             self._process.kill()
             self._process.communicate()
             self._process = None
+
+    def wait_until_ready(self) -> None:
+        """Wait for the libraries to be imported; workers that were started together do so side by side.
+
+        Raises:
+            MissingReaderError: The reader is not installed.
+            ReaderError: It failed otherwise.
+        """
+        self._answer()
 
     def pixels(self, task: Task, windows: Sequence[Window], seed: int) -> list[Pixels]:
         """The patches of a task.
