@@ -42,7 +42,7 @@ from reading_readers import (
     Task,
     Window,
 )
-from reading_worker import ReaderError, Worker
+from reading_worker import ReaderError, Spent, Worker
 from tile_layout import needs_of
 
 ORACLE, CUCIM = "OpenSlide", "cuCIM"
@@ -146,25 +146,24 @@ def _start(stack: ExitStack, threads: int, names: Iterable[str]) -> tuple[dict[s
 
 def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], rounds: int) -> Json:
     """All readers on one task."""
-    # Where the stored level is what is asked for, nothing is reduced.
-    able = {name: worker for name, worker in workers.items() if name != OURS_FAST or task.mpp != MPP}
+    able = {name: worker for name, worker in workers.items() if _fits(name, task)}
     rows: dict[str, Json] = {name: {} for name in able} | {name: {"left_out": why} for name, why in missing.items()}
     windows = _windows(task, seed=0)
     _compare(task, windows, able, rows)
     needs = needs_of(windows, batch=BATCH_PATCHES if task.source != "stream" else _stream_chunk())
-    seconds: dict[str, list[float]] = {name: [] for name in able}
+    spent: dict[str, list[Spent]] = {name: [] for name in able}
     for number in range(rounds):
         windows = _windows(task, seed=number)
         for name, worker in list(able.items()):
             try:
-                seconds[name].append(_round(task, windows, worker, number))
+                spent[name].append(_round(task, windows, worker, number))
             except MissingReaderError as error:
                 rows[name]["left_out"] = str(error)
-                del able[name], seconds[name]
-    for name, taken in seconds.items():
-        rows[name] |= _figures(name, taken, seconds)
-        if name.startswith(OURS):
-            rows[name]["share_of_ceiling"] = _shares(taken, seconds, needs.distinct_tiles / task.patches)
+                del able[name], spent[name]
+    for name in spent:
+        rows[name] |= _figures(name, spent)
+        if name in (OURS, OURS_NVIMGCODEC, OURS_FAST):
+            rows[name]["share_of_ceiling"] = _shares(name, spent, needs.distinct_tiles / task.patches)
     return {
         "task": task.name,
         "codec": task.codec,
@@ -175,6 +174,14 @@ def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], ro
         "tiles_saved_by_sharing": needs.saved_share,
         "readers": rows,
     }
+
+
+def _fits(name: str, task: Task) -> bool:
+    """Whether a variant differs from the default at this task."""
+    if name == OURS_FAST:
+        # Where the stored level is asked for, nothing is reduced.
+        return task.mpp != MPP
+    return task.codec == "jpeg" or not name.endswith("[nvimgcodec]")
 
 
 def _compare(task: Task, windows: list[Window], workers: dict[str, Worker], rows: dict[str, Json]) -> None:
@@ -209,29 +216,44 @@ def _difference(got: list[Pixels], expected: list[Pixels]) -> tuple[int, float]:
     return int(max(d.max() for d in differences)), float(np.mean([d.mean() for d in differences]))
 
 
-def _round(task: Task, windows: list[Window], worker: Worker, number: int) -> float:
-    """Seconds a patch, of bare decoding a tile."""
+def _round(task: Task, windows: list[Window], worker: Worker, number: int) -> Spent:
+    """What a patch takes, of bare decoding a tile."""
     if worker.name in CEILINGS:
         tiles = worker.prepare(task, windows[:CEILING_PATCHES])
-        return worker.read(task, (), number) / tiles
+        return worker.read(task, (), number).over(tiles)
     part = windows[: max(1, len(windows) // SLOW.get(worker.name, 1))]
-    return worker.read(task, part, number) / len(part)
+    return worker.read(task, part, number).over(len(part))
 
 
-def _figures(name: str, taken: list[float], seconds: dict[str, list[float]]) -> Json:
-    if name in CEILINGS:
-        return {"tiles_per_second": summary([1 / each for each in taken])}
-    others = [other for other in (ORACLE, CUCIM, ONE_THREAD) if other in seconds and other != name]
-    return {
-        "patches_per_second": summary([1 / each for each in taken]),
-        "times_as_fast_as": {other: ratio(seconds[other], taken) for other in others},
+def _figures(name: str, spent: dict[str, list[Spent]]) -> Json:
+    what = "tiles" if name in CEILINGS else "patches"
+    figures: Json = {
+        f"{what}_per_second": summary([1 / each.seconds for each in spent[name]]),
+        # A thread of its own that others disturb loses time by the clock, not CPU time.
+        f"{what}_per_cpu_second": summary([1 / each.cpu_seconds for each in spent[name]]),
     }
+    if name not in CEILINGS:
+        others = [other for other in (ORACLE, CUCIM, ONE_THREAD) if other in spent and other != name]
+        figures["times_as_fast_as"] = {other: _times(spent[other], spent[name]) for other in others}
+        figures["times_as_fast_as_by_cpu_time"] = {
+            other: ratio([o.cpu_seconds for o in spent[other]], [own.cpu_seconds for own in spent[name]])
+            for other in others
+        }
+    return figures
 
 
-def _shares(taken: list[float], seconds: dict[str, list[float]], tiles_per_patch: float) -> dict[str, float]:
+def _times(others: list[Spent], own: list[Spent]) -> float:
+    return ratio([other.seconds for other in others], [each.seconds for each in own])
+
+
+def _shares(name: str, spent: dict[str, list[Spent]], tiles_per_patch: float) -> dict[str, float]:
     """Patches a second over (tiles a second of bare decoding / tiles a patch)."""
+    ceilings = [each for each in CEILINGS if each in spent]
     return {
-        name: ratio([tile * tiles_per_patch for tile in seconds[name]], taken) for name in CEILINGS if name in seconds
+        each: tiles_per_patch * _times(spent[each], spent[name])
+        for each in ceilings
+        # Of the same decoder, or of whole tiles.
+        if each == CEILINGS[0] or each.endswith("[nvimgcodec]") == name.endswith("[nvimgcodec]")
     }
 
 
@@ -261,7 +283,10 @@ def _row_text(row: dict[str, Any]) -> str:
     if "tiles_per_second" in row:
         return f"{row['tiles_per_second']['median']:8.0f} tiles/s"
     speed = row["patches_per_second"]
-    times = "".join(f"   x{times:5.2f} {peer}" for peer, times in row["times_as_fast_as"].items())
+    times = "".join(
+        f"   x{times:5.2f} {peer} ({row['times_as_fast_as_by_cpu_time'][peer]:.2f} by CPU time)"
+        for peer, times in row["times_as_fast_as"].items()
+    )
     note = f"   differs by {row['mean_difference']:.2f} on average" if row.get("greatest_difference") else ""
     return f"{speed['median']:8.1f} patches/s ({speed['least']:.1f} to {speed['greatest']:.1f}){times}{note}"
 

@@ -14,10 +14,26 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from measuring import wait_until_idle
 from reading_readers import READERS, MissingReaderError, Pixels, Reader, Task, Window
+
+
+class Spent(NamedTuple):
+    """What a round takes, and on a busy machine the part that is the reader's own.
+
+    Attributes:
+        seconds: By the clock.
+        cpu_seconds: CPU time of the process, of all its threads.
+    """
+
+    seconds: float
+    cpu_seconds: float
+
+    def over(self, count: int) -> Spent:
+        """The same for one of ``count`` patches."""
+        return Spent(self.seconds / count, self.cpu_seconds / count)
 
 
 class ReaderError(RuntimeError):
@@ -70,9 +86,10 @@ class Worker:
         """How many tiles bare decoding will decode in its rounds."""
         return int(self._ask("prepare", task, windows))
 
-    def read(self, task: Task, windows: Sequence[Window], seed: int) -> float:
-        """Seconds of one round."""
-        return float(self._ask("read", task, windows, seed))
+    def read(self, task: Task, windows: Sequence[Window], seed: int) -> Spent:
+        """What one round takes."""
+        # From the program that this file is there, the class would be another one.
+        return Spent(*self._ask("read", task, windows, seed))
 
     def _ask(self, *request: Any) -> Any:
         assert self._process is not None, "the worker is not running"
@@ -119,11 +136,11 @@ def main() -> None:
 def _do(reader: Reader, what: str, task: Task, *rest: Any) -> Any:
     if what != "read":
         return getattr(reader, what)(task, *rest)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     reader.read(task, *rest, _forget)
-    seconds = time.perf_counter() - started
+    spent = (time.perf_counter() - started, time.process_time() - cpu_started)
     wait_until_idle()
-    return seconds
+    return spent
 
 
 def _forget(_: Pixels) -> None:
