@@ -224,7 +224,7 @@ def _open_things() -> dict[str, list[str]]:
             continue
     threads = Path("/proc/self/task").glob("*/comm")
     return {
-        "python_threads": sorted(thread.name for thread in threading.enumerate()),
+        "python_threads": sorted(thread.name.rstrip("0123456789") for thread in threading.enumerate()),
         "threads": sorted(path.read_text().strip() for path in threads),
         "sockets": sorted("socket" for name in names if name.startswith("socket:")),
         "files": sorted(name.partition(":[")[0] for name in names if not name.startswith("socket:")),

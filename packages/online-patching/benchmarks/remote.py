@@ -263,7 +263,7 @@ def _growth(place: Place, proxy: DelayingProxy, *, quick: bool) -> Json:
     proxy.set_latency(20)
     points = []
     for in_flight in IN_FLIGHT[:3] if quick else IN_FLIGHT:
-        patches = min(max(64, 32 * in_flight), 2048) if not quick else 8
+        patches = min(max(64, 16 * in_flight), 1024) if not quick else 8
         windows = place.windows(patches, seed=3000)
         rates = [asyncio.run(_rate(place, windows, in_flight)) for _ in range(1 if quick else 3)]
         points.append((in_flight, statistics.median(rates)))
