@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from measuring import REPOSITORY
+import tifffile
+from measuring import TOOLS
+from online_patching import PatchingError
 from online_patching.jobs import compute_foreground, index_cohort
 
-if str(REPOSITORY / "tools") not in sys.path:
-    sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path.insert(0, str(TOOLS))
 
 from make_sample_slides import paint_slide
 from pyramid_from_image import pyramid_from_image
@@ -31,6 +33,8 @@ ENTRIES = 200
 MPP = 0.25
 QUICK_ENTRIES = 6
 _SUFFIXES = (".svs", ".tif", ".tiff")
+# TIFF compressions.
+_COMPRESSIONS: dict[CodecName, tuple[int, ...]] = {"jpeg": (7,), "jpeg2000": (33003, 33005)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,16 @@ class Cohort:
     large_id: str
 
 
+def cohort_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace, codec: CodecName) -> Cohort:
+    """The cohort that the arguments of ``measuring.parser_of`` ask for; ends the program where there is none."""
+    try:
+        return make_cohort(
+            arguments.folder, codec, quick=arguments.quick, image=arguments.image, slides=arguments.slides
+        )
+    except (ValueError, PatchingError) as error:
+        parser.error(str(error))
+
+
 def make_cohort(
     folder: Path, codec: CodecName, *, quick: bool = False, image: Path | None = None, slides: Path | None = None
 ) -> Cohort:
@@ -96,7 +110,7 @@ def make_cohort(
         slides: A folder of slides to use instead of painted ones; all count as 0.25 um/px.
     """
     place = folder / (codec + ("-quick" if quick else "") + (f"-{slides.name}" if slides else ""))
-    files = _files_of(slides) if slides else _paint_all(place / "files", codec, quick=quick)
+    files = _files_of(slides, codec) if slides else _paint_all(place / "files", codec, quick=quick)
     if image is not None:
         files = [_paint_image(image, place / "files", codec), *files[1:]]
     links = place / "entries"
@@ -125,12 +139,21 @@ def index(catalog: Path, urls: list[str]) -> Path:
     return catalog
 
 
-def _files_of(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+def _files_of(folder: Path, codec: CodecName) -> list[Path]:
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _SUFFIXES and _compression(path) in _COMPRESSIONS[codec]
+    ]
     if not files:
-        raise ValueError(f"{folder}: no files named {', '.join(_SUFFIXES)}")
+        raise ValueError(f"{folder}: no {codec} slides named {', '.join(_SUFFIXES)}; give other --slides or --codecs")
     # The first is the large slide.
-    return sorted(files, key=lambda path: -path.stat().st_size)
+    return sorted(files, key=lambda path: (-path.stat().st_size, path))
+
+
+def _compression(path: Path) -> int:
+    with tifffile.TiffFile(path) as tiff:
+        return int(tiff.pages.first.compression)
 
 
 def _paint_all(folder: Path, codec: CodecName, *, quick: bool) -> list[Path]:

@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 
 FORMAT_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parents[3]
+# Sample slides and servers.
+TOOLS = REPOSITORY / "tools"
 # Git ignores it; what is painted there is found again by the next run.
 DEFAULT_FOLDER = REPOSITORY / "build" / "bench"
 LIBRARIES = (
@@ -38,9 +39,6 @@ LIBRARIES = (
     "tiffslide",
 )
 Json = dict[str, Any]
-
-# The programs of tools/ (sample slides, servers) are part of the benchmarks.
-sys.path.insert(0, str(REPOSITORY / "tools"))
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:

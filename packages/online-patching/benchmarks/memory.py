@@ -55,7 +55,7 @@ def main() -> None:
         return
     if arguments.quick:
         arguments.patches = QUICK_PATCHES
-    results = _run_all(arguments)
+    results = _run_all(parser, arguments)
     for result in results:
         _print(result)
     targets = []
@@ -71,15 +71,13 @@ def main() -> None:
     print(f"written: {path}")
 
 
-def _run_all(arguments: argparse.Namespace) -> list[Json]:
+def _run_all(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Json]:
     """The three processes; the local ones side by side."""
-    from cohort_maker import index, make_cohort
+    from cohort_maker import cohort_of, index
     from nginx_server import NginxServer
     from server_process import MissingServerError
 
-    cohort = make_cohort(
-        arguments.folder, "jpeg", quick=arguments.quick, image=arguments.image, slides=arguments.slides
-    )
+    cohort = cohort_of(parser, arguments, "jpeg")
     allowed = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         started = [
@@ -109,7 +107,7 @@ def _start(measure: str, catalog: str, patches: int, cpu: int) -> subprocess.Pop
 def _finished(process: subprocess.Popen[str]) -> Json:
     output, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{process.args}: ended with {process.returncode}")
+        raise RuntimeError(f"{process.args!r}: ended with {process.returncode}")
     found: Json = json.loads(output.splitlines()[-1])
     return found
 
@@ -184,7 +182,8 @@ MEASURES: dict[str, Callable[[str, int], list[tuple[int, float]]]] = {
 
 def _sampled(counts: Iterator[int], patches: int) -> list[tuple[int, float]]:
     """(patches so far, resident MiB) about ``SAMPLES`` times."""
-    curve, done = [], 0
+    curve: list[tuple[int, float]] = []
+    done = 0
     step = patches / min(SAMPLES, patches)
     for count in counts:
         done += count
@@ -232,11 +231,14 @@ def _open_things() -> dict[str, list[str]]:
 
 
 def _left(after: dict[str, list[str]], before: dict[str, list[str]]) -> dict[str, dict[str, int]]:
-    """What is there now and was not before, by name; what obstore's runtime keeps for good is not this package's."""
+    """What is there now and was not before, by name, without what libraries keep until the process ends."""
     left = {kind: Counter(names) - Counter(before[kind]) for kind, names in after.items()}
     if left["threads"].pop(OBSTORE_THREAD, 0):
         # Its pollers.
         left["files"].pop("anon_inode", None)
+    if "uvloop" in sys.modules and left["files"]["pipe"]:
+        # libuv's lock for signals: one a process, for good.
+        left["files"] -= Counter(pipe=2)
     return {kind: dict(counts) for kind, counts in left.items()}
 
 

@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from typing import Any, get_args
 
 import numpy as np
-from cohort_maker import MPP, CodecName, Cohort, make_cohort
+from cohort_maker import MPP, CodecName, Cohort, cohort_of
 from line_plot import write_line_plot
 from measuring import Json, cpus, parsed, parser_of, ratio, summary, target, write_report
 from online_patching import Catalog
@@ -39,6 +39,7 @@ from reading_readers import (
     SIZE_PX,
     MissingReaderError,
     Pixels,
+    Source,
     Task,
     Window,
 )
@@ -71,11 +72,9 @@ def main() -> None:
     threads = arguments.threads or sorted({*(2**k for k in range(cores.bit_length()) if 2**k <= cores), cores})
     if not all(1 <= count <= cores for count in threads):
         parser.error(f"--threads: got {threads}, allowed 1 to {cores}")
-    tasks = []
+    tasks: list[Task] = []
     for codec in arguments.codecs:
-        cohort = make_cohort(
-            arguments.folder, codec, quick=arguments.quick, image=arguments.image, slides=arguments.slides
-        )
+        cohort = cohort_of(parser, arguments, codec)
         tasks += _tasks(cohort, 48 if arguments.quick else arguments.patches)
     results: list[Json] = []
     for count in threads:
@@ -114,7 +113,7 @@ def _tasks(cohort: Cohort, patches: int) -> Iterable[Task]:
             cohort.large_id,
         )
         # A stream reads ahead: with few patches that would be most of the work.
-        source = "stream" if jpeg else "drawn"
+        source: Source = "stream" if jpeg else "drawn"
         name = f"{title}, {len(cohort.entries)} entries"
         yield Task(name, cohort.codec, source, mpp, count, str(cohort.catalog))
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
+Source = Literal["slide", "stream", "drawn"]
 SIZE_PX = 256
 MIN_FOREGROUND = 0.4
 # Patches that this package reads together where a task hands it ready positions.
@@ -61,7 +62,7 @@ class Task:
 
     name: str
     codec: str
-    source: Literal["slide", "stream", "drawn"]
+    source: Source
     mpp: float
     patches: int
     catalog: str

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from cohort_maker import MPP, Cohort, index, make_cohort
+from cohort_maker import MPP, Cohort, cohort_of, index
 from delaying_proxy import DelayingProxy
 from line_plot import write_line_plot
 from measuring import Json, in_turns, parsed, parser_of, ratio, summary, target, wait_until_idle, write_report
@@ -79,9 +79,7 @@ def main() -> None:
         parser.error("--patches and --requests: allowed 1 or more")
     if arguments.quick:
         arguments.patches, arguments.requests = 48, 32
-    cohort = make_cohort(
-        arguments.folder, "jpeg", quick=arguments.quick, image=arguments.image, slides=arguments.slides
-    )
+    cohort = cohort_of(parser, arguments, "jpeg")
     allowed = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))

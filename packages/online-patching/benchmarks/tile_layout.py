@@ -33,7 +33,7 @@ class TileLayout:
     def of_file(cls, path: str) -> TileLayout:
         """Read the first page's tags with tifffile."""
         with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages[0]
+            page = tiff.pages.first
             return cls(
                 page.imagewidth,
                 page.imagelength,
