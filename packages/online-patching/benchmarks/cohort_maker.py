@@ -185,4 +185,4 @@ def _link(source: Path, entry: Path) -> None:
         entry.hardlink_to(source)
     except OSError:
         # Another file system, or one without hard links.
-        shutil.copyfile(source, entry)
+        shutil.copy2(source, entry)
