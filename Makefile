@@ -53,11 +53,13 @@ format: setup ## mend the style where a program can
 	$(RUN)/ruff check --fix
 	$(RUN)/ruff format
 
-bench: setup ## reading and indexing against their peers, and a catalog of a million slides
+bench: setup ## reading and indexing against their peers, memory, and a catalog of a million slides (results: build/bench)
 	$(UV) sync --locked --group bench
 	$(RUN)/python packages/online-patching/benchmarks/indexing.py
 	$(RUN)/python packages/online-patching/benchmarks/catalog_scale.py
-	$(RUN)/python packages/online-patching/benchmarks/readers.py
+	$(RUN)/python packages/online-patching/benchmarks/reading.py
+	$(RUN)/python packages/online-patching/benchmarks/remote.py
+	$(RUN)/python packages/online-patching/benchmarks/memory.py
 
 wheels: setup ## build each wheel and import it alone in a fresh environment
 	$(RUN)/python tools/check_wheels.py

@@ -1,0 +1,348 @@
+"""Who can read patches from local slides: this package, its peers, and bare decoding, behind one small protocol.
+
+A ``Task`` says which patches; ``read`` does one round of it and is what is timed. This package gets a task's catalog,
+and draws the positions itself where the task is a cohort; the others get the same positions ready made, and keep every
+slide open from its first use in the round on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+Source = Literal["slide", "stream", "drawn"]
+SIZE_PX = 256
+MIN_FOREGROUND = 0.4
+# Patches that this package reads together where a task hands it ready positions.
+BATCH_PATCHES = 64
+# Windows that a peer's thread takes at a time.
+_PEER_PART = 16
+OURS, OURS_NVIMGCODEC, OURS_FAST = "online-patching", "online-patching[nvimgcodec]", "online-patching, decode=fast"
+CEILING = "pure decoding, whole tiles"
+CEILING_PARTS = "pure decoding, parts"
+CEILING_PARTS_NVIMGCODEC = "pure decoding, parts[nvimgcodec]"
+CEILINGS = (CEILING, CEILING_PARTS, CEILING_PARTS_NVIMGCODEC)
+
+
+class Window(NamedTuple):
+    """A square of level 0 that becomes a patch of ``SIZE_PX``."""
+
+    path: str
+    x_level0_px: int
+    y_level0_px: int
+    side_level0_px: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Which patches are read.
+
+    Attributes:
+        name: For the report.
+        codec: How the tiles are stored.
+        source: ``slide`` (ready positions of one slide), ``stream`` (a cold catalog through ``PatchStream``) or
+            ``drawn`` (a cold catalog through ``PatchSampler`` and ``Catalog.read_patches``).
+        mpp: um per pixel of the patches.
+        patches: How many.
+        catalog: Folder of the catalog.
+        slide_id: The slide of a task of one slide.
+    """
+
+    name: str
+    codec: str
+    source: Source
+    mpp: float
+    patches: int
+    catalog: str
+    slide_id: str = ""
+
+
+class MissingReaderError(RuntimeError):
+    """This reader is not installed, or cannot do the task."""
+
+
+class Reader(ABC):
+    """Reads the patches of a task, one round a call."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    @abstractmethod
+    def read(self, task: Task, windows: Sequence[Window], seed: int, take: Callable[[Pixels], object]) -> None:
+        """Read all patches of a round and give each to ``take``."""
+
+    def pixels(self, task: Task, windows: Sequence[Window], seed: int) -> list[Pixels]:
+        """The patches themselves, in order."""
+        found: list[Pixels] = []
+        self.read(task, windows, seed, found.append)
+        return found
+
+
+class _Peer(Reader):
+    """A reader of regions, by threads that share its open slides."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        import cv2
+
+        # The threads are counted: none may be added to them.
+        cv2.setNumThreads(0)
+        self._resize, self._area = cv2.resize, cv2.INTER_AREA
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def open(self, path: str) -> Any:
+        """An open slide."""
+
+    @abstractmethod
+    def region(self, slide: Any, x_px: int, y_px: int, side_px: int) -> Pixels:
+        """A square of level 0 as RGB."""
+
+    def read(self, _task: Task, windows: Sequence[Window], _seed: int, take: Callable[[Pixels], object]) -> None:
+        """Every patch by a call of its own, which is how these libraries are used."""
+        slides: dict[str, Any] = {}
+        parts = [windows[k : k + _PEER_PART] for k in range(0, len(windows), _PEER_PART)]
+        if self.threads == 1:
+            for part in parts:
+                self._read_part(slides, part, take)
+        else:
+            found: list[list[Pixels]] = [[] for _ in parts]
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(lambda k: self._read_part(slides, parts[k], found[k].append), range(len(parts))))
+            for each in itertools.chain.from_iterable(found):
+                take(each)
+        for slide in slides.values():
+            if hasattr(slide, "close"):
+                slide.close()
+
+    def _read_part(self, slides: dict[str, Any], part: Sequence[Window], take: Callable[[Pixels], object]) -> None:
+        for path, x, y, side in part:
+            slide = slides.get(path)
+            if slide is None:
+                with self._lock:
+                    slide = slides.get(path) or slides.setdefault(path, self.open(path))
+            pixels = self.region(slide, x, y, side)
+            take(pixels if side == SIZE_PX else self._resize(pixels, (SIZE_PX, SIZE_PX), interpolation=self._area))
+
+
+class _OpenSlide(_Peer):
+    """OpenSlide: its handles are made to be shared between threads."""
+
+    def open(self, path: str) -> Any:
+        import openslide
+
+        return openslide.OpenSlide(path)
+
+    def region(self, slide: Any, x_px: int, y_px: int, side_px: int) -> Pixels:
+        return np.asarray(slide.read_region((x_px, y_px), 0, (side_px, side_px)).convert("RGB"))
+
+
+class _CuCim(_Peer):
+    """cuCIM on the CPU."""
+
+    def open(self, path: str) -> Any:
+        from cucim import CuImage
+
+        return CuImage(path)
+
+    def region(self, slide: Any, x_px: int, y_px: int, side_px: int) -> Pixels:
+        return np.asarray(slide.read_region((x_px, y_px), (side_px, side_px), 0))
+
+
+class _TiffSlide(_Peer):
+    """tiffslide, which reads through tifffile and zarr."""
+
+    def open(self, path: str) -> Any:
+        import tiffslide
+
+        return tiffslide.TiffSlide(path)
+
+    def region(self, slide: Any, x_px: int, y_px: int, side_px: int) -> Pixels:
+        return np.asarray(slide.read_region((x_px, y_px), 0, (side_px, side_px), as_array=True))
+
+
+class _FastSlide(_Peer):
+    """fastslide."""
+
+    def open(self, path: str) -> Any:
+        import fastslide
+
+        return fastslide.FastSlide.from_file_path(path)
+
+    def region(self, slide: Any, x_px: int, y_px: int, side_px: int) -> Pixels:
+        region = slide.read_region(location=(x_px, y_px), level=0, size=(side_px, side_px))
+        return np.asarray(region.numpy()[..., :3])
+
+
+class _Ours(Reader):
+    """This package, with or without what its extra installs."""
+
+    nvimgcodec = False
+    decode = "exact"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        if not self.nvimgcodec:
+            # As if it were not installed: whoever looks for it finds nothing.
+            sys.modules["nvidia.nvimgcodec"] = None  # type: ignore[assignment]
+        import online_patching
+
+        self._package = online_patching
+        takes_decode = "decode" in inspect.signature(online_patching.PatchStream.__init__).parameters
+        if self.decode != "exact" and not takes_decode:
+            raise MissingReaderError("this version has no decode='fast'")
+        self._options: dict[str, Any] = {"decode": self.decode} if takes_decode else {}
+        self._slides: dict[tuple[str, str], Any] = {}
+
+    def read(self, task: Task, windows: Sequence[Window], seed: int, take: Callable[[Pixels], object]) -> None:
+        """By the three ways in which the package is used."""
+        if task.source == "slide":
+            self._read_slide(task, windows, take)
+        elif task.source == "stream":
+            self._read_stream(task, seed, take)
+        else:
+            self._read_drawn(task, seed, take)
+        self._check_nvimgcodec()
+
+    def _check_nvimgcodec(self) -> None:
+        if self.nvimgcodec and "nvidia.nvimgcodec" not in sys.modules:
+            raise MissingReaderError("this version does not use nvImageCodec, or it is not installed")
+
+    def _read_slide(self, task: Task, windows: Sequence[Window], take: Callable[[Pixels], object]) -> None:
+        key = (task.catalog, task.slide_id)
+        if key not in self._slides:
+            self._slides[key] = self._package.Catalog.open(task.catalog).slide(task.slide_id)
+        corners = [(window.x_level0_px, window.y_level0_px) for window in windows]
+        for k in range(0, len(corners), BATCH_PATCHES):
+            batch = corners[k : k + BATCH_PATCHES]
+            for pixels in self._slides[key].read_patches(batch, size_px=SIZE_PX, mpp=task.mpp, **self._options):
+                take(pixels)
+
+    def _read_stream(self, task: Task, seed: int, take: Callable[[Pixels], object]) -> None:
+        # What it has read ahead when the last patch is taken is work that it gets no credit for.
+        stream = self._package.PatchStream(
+            self._package.Catalog.open(task.catalog),
+            size_px=SIZE_PX,
+            mpp=task.mpp,
+            min_foreground=MIN_FOREGROUND,
+            seed=seed,
+            **self._options,
+        )
+        patches = iter(stream)
+        try:
+            for patch in itertools.islice(patches, task.patches):
+                take(patch["image"])
+        finally:
+            patches.close()  # type: ignore[attr-defined]
+
+    def _read_drawn(self, task: Task, seed: int, take: Callable[[Pixels], object]) -> None:
+        from online_patching.sampler import PatchSampler
+
+        catalog = self._package.Catalog.open(task.catalog)
+        sampler = PatchSampler(catalog, size_px=SIZE_PX, mpp=[task.mpp], min_foreground=MIN_FOREGROUND, seed=seed)
+        for k in range(0, task.patches, BATCH_PATCHES):
+            samples = [sampler.draw(number) for number in range(k, min(k + BATCH_PATCHES, task.patches))]
+            requests = [
+                self._package.PatchRequest(
+                    s.slide_id, s.position.x_level0_px, s.position.y_level0_px, SIZE_PX, task.mpp
+                )
+                for s in samples
+            ]
+            for pixels in catalog.read_patches(requests, **self._options):
+                take(pixels)
+
+
+class _OursNvimgcodec(_Ours):
+    nvimgcodec = True
+
+
+class _OursFast(_Ours):
+    decode = "fast"
+
+
+class _Ceiling(_Ours):
+    """The package's own decoder over the same tiles in a tight loop: no look-up, no file, no crop.
+
+    Bytes are read before ``read`` is timed, by ``prepare``.
+    """
+
+    function = "decode_tile"
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        from online_patching import decode
+
+        self._jobs: list[tuple[Any, ...]] = []
+        self._decode: Callable[..., Pixels] | None = getattr(decode, self.function, None)
+        if self._decode is None:
+            raise MissingReaderError(f"this version has no {self.function}")
+
+    def prepare(self, task: Task, windows: Sequence[Window]) -> int:
+        """Bytes and encoding of every tile of the windows, a tile once a window; returns their number."""
+        from tile_layout import TileLayout
+
+        catalog = self._package.Catalog.open(task.catalog)
+        encodings = {catalog.row(each).url: catalog.header(each).encodings[0] for each in catalog.ids()}
+        layouts: dict[str, TileLayout] = {}
+        self._jobs = []
+        for window in windows:
+            layout = layouts.get(window.path) or layouts.setdefault(window.path, TileLayout.of_file(window.path))
+            descriptor = os.open(window.path, os.O_RDONLY)
+            try:
+                for number, part in layout.parts(window.x_level0_px, window.y_level0_px, window.side_level0_px):
+                    data = os.pread(descriptor, layout.lengths[number], layout.offsets[number])
+                    job = (data, encodings[window.path], layout.tile_width_px, layout.tile_height_px)
+                    self._jobs.append(job if self.function == "decode_tile" else (*job, tuple(part)))
+            finally:
+                os.close(descriptor)
+        return len(self._jobs)
+
+    def read(self, _task: Task, _windows: Sequence[Window], _seed: int, _take: Callable[[Pixels], object]) -> None:
+        """Decode what was prepared, on as many threads."""
+        parts = [self._jobs[k : k + _PEER_PART] for k in range(0, len(self._jobs), _PEER_PART)]
+        if self.threads == 1:
+            for part in parts:
+                self._decode_part(part)
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(self._decode_part, parts))
+        self._check_nvimgcodec()
+
+    def _decode_part(self, jobs: Sequence[tuple[Any, ...]]) -> None:
+        assert self._decode is not None, "checked when it was made"
+        for job in jobs:
+            self._decode(*job)
+
+
+class _CeilingParts(_Ceiling):
+    function = "decode_region"
+
+
+class _CeilingPartsNvimgcodec(_CeilingParts):
+    nvimgcodec = True
+
+
+READERS: dict[str, type[Reader]] = {
+    OURS: _Ours,
+    OURS_NVIMGCODEC: _OursNvimgcodec,
+    OURS_FAST: _OursFast,
+    "OpenSlide": _OpenSlide,
+    "cuCIM": _CuCim,
+    "fastslide": _FastSlide,
+    "tiffslide": _TiffSlide,
+    CEILING: _Ceiling,
+    CEILING_PARTS: _CeilingParts,
+    CEILING_PARTS_NVIMGCODEC: _CeilingPartsNvimgcodec,
+}
