@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from online_patching.catalog import Catalog
+from online_patching.engine import EngineSettings, close, configure
 from online_patching.errors import (
     AccessDeniedError,
     CatalogError,
@@ -16,7 +17,9 @@ from online_patching.errors import (
     SlideFormatError,
     StorageError,
 )
+from online_patching.health import SlideHealth
 from online_patching.plan import PatchRequest
+from online_patching.read_counts import ReadCounts, read_counts
 from online_patching.slide import Slide, open_slide
 from online_patching.stream import PatchStream
 
@@ -26,6 +29,12 @@ __all__ = [
     "Catalog",
     "PatchRequest",
     "PatchStream",
+    "configure",
+    "EngineSettings",
+    "close",
+    "SlideHealth",
+    "ReadCounts",
+    "read_counts",
     "PatchingError",
     "StorageError",
     "NotFoundError",

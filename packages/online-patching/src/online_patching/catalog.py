@@ -17,9 +17,10 @@ from online_patching.decode import Pixels
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelPolicy
-from online_patching.plan import PatchRequest, patch_window
-from online_patching.reader import SlideHandle, WindowRequest, read_windows
-from online_patching.slide import Slide
+from online_patching.health import HealthLog, SlideHealth
+from online_patching.plan import DecodeMode, PatchRequest
+from online_patching.reader import SlideHandle, read_windows
+from online_patching.slide import Slide, check_outs, patch_windows
 from online_patching.slide_row import SlideRow
 from online_patching.slide_table import SlideTable
 from online_patching.slides_in_use import Handles, KeptPolygon, Polygons
@@ -50,6 +51,7 @@ class Catalog:
         self.folder = folder
         self._slide_options = dict(folder.storage_options if slide_storage_options is None else slide_storage_options)
         self._fingerprint: str | None = None
+        self._health = HealthLog()
         self._handles = Handles(folder, rows, self._slide_options)
         self._polygons = Polygons(folder, rows)
 
@@ -124,7 +126,7 @@ class Catalog:
 
     def slide(self, slide_id: str) -> Slide:
         """One slide, without reading the headers of its file again."""
-        return Slide(self.handle(slide_id), slide_id=slide_id, url=self.row(slide_id).url)
+        return Slide(self.handle(slide_id), slide_id=slide_id, url=self.row(slide_id).url, health=self._health)
 
     def ids(self) -> list[str]:
         """Ids of all slides, in order."""
@@ -169,9 +171,9 @@ class Catalog:
 
     async def ahandles(self, slide_ids: Sequence[str]) -> dict[str, SlideHandle]:
         """The handles of many slides by their ids, read at the same time."""
-        return await loop.on_loop(self._handles_of(slide_ids))
+        return await loop.on_loop(self.read_handles(slide_ids))
 
-    async def _handles_of(self, slide_ids: Sequence[str]) -> dict[str, SlideHandle]:
+    async def read_handles(self, slide_ids: Sequence[str]) -> dict[str, SlideHandle]:
         """``ahandles`` on the package's own loop."""
         return await self._handles.get_many(slide_ids)
 
@@ -185,18 +187,35 @@ class Catalog:
 
     async def aforeground(self, slide_id: str) -> shapely.Geometry:
         """Async twin of ``foreground``."""
-        return (await loop.on_loop(self._foregrounds_of([slide_id])))[slide_id].used()
+        return (await loop.on_loop(self.read_foregrounds([slide_id])))[slide_id].used()
 
-    async def _foregrounds_of(self, slide_ids: Sequence[str]) -> dict[str, KeptPolygon]:
+    async def read_foregrounds(self, slide_ids: Sequence[str]) -> dict[str, KeptPolygon]:
         """Read the polygons of many slides at once, on the package's own loop, so that ``foreground`` has them."""
         return await self._polygons.get_many(slide_ids)
 
-    def read_patches(self, requests: Sequence[PatchRequest], *, policy: LevelPolicy = "finer") -> list[Pixels]:
+    def health(self) -> dict[str, SlideHealth]:
+        """What went otherwise than asked since this catalog was opened, by id of the slides where anything did.
+
+        Corrupt tiles, tiles that were never stored, patches that reach outside of the slide or had to be enlarged.
+        """
+        return self._health.report()
+
+    def read_patches(
+        self,
+        requests: Sequence[PatchRequest],
+        *,
+        policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
+        outs: Sequence[Pixels] | None = None,
+    ) -> list[Pixels]:
         """Patches over many slides, read together.
 
         Args:
             requests: Any number, of any slides, sizes and magnifications.
             policy: Which stored level is read; see ``geometry.choose_level``.
+            decode: ``fast`` lets tiles be decoded at reduced scale; see ``Slide.read_patches``.
+            outs: Where the patches go, one uint8 (size_px, size_px, 3) C-contiguous array a request (or one array of
+                them all); None: new ones.
 
         Returns:
             One uint8 (size_px, size_px, 3) array a request, in order.
@@ -205,29 +224,45 @@ class Catalog:
             CorruptTileError: A tile that is needed does not decode.
             PatchingError: See ``Slide.read_patches``.
         """
-        return loop.run(self._read_all(requests, policy))
+        return loop.run(self._read_all(requests, policy, decode, outs))
 
-    async def aread_patches(self, requests: Sequence[PatchRequest], *, policy: LevelPolicy = "finer") -> list[Pixels]:
+    async def aread_patches(
+        self,
+        requests: Sequence[PatchRequest],
+        *,
+        policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
+        outs: Sequence[Pixels] | None = None,
+    ) -> list[Pixels]:
         """Async twin of ``read_patches``."""
-        return await loop.on_loop(self._read_all(requests, policy))
+        return await loop.on_loop(self._read_all(requests, policy, decode, outs))
 
-    async def _read_all(self, requests: Sequence[PatchRequest], policy: LevelPolicy) -> list[Pixels]:
+    async def _read_all(
+        self,
+        requests: Sequence[PatchRequest],
+        policy: LevelPolicy,
+        decode: DecodeMode,
+        outs: Sequence[Pixels] | None,
+    ) -> list[Pixels]:
         pixels: list[Pixels] = []
-        for answer in await self.read_or_report(requests, policy=policy):
+        for answer in await self.read_or_report(requests, policy=policy, decode=decode, outs=outs):
             if isinstance(answer, CorruptTileError):
                 raise answer
             pixels.append(answer)
         return pixels
 
     async def read_or_report(
-        self, requests: Sequence[PatchRequest], *, policy: LevelPolicy = "finer", enlarge: bool = False
+        self,
+        requests: Sequence[PatchRequest],
+        *,
+        policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
+        enlarge: bool = False,
+        outs: Sequence[Pixels] | None = None,
     ) -> list[Pixels | CorruptTileError]:
         """Like ``aread_patches`` on the package's own loop, with the error in the place of a patch it spoils."""
-        slide_ids = list(dict.fromkeys(request.slide_id for request in requests))
-        handles = await self._handles_of(slide_ids)
-        windows = []
-        for request in requests:
-            handle = handles[request.slide_id]
-            window = patch_window(request, handle.header, policy=policy, enlarge=enlarge)
-            windows.append(WindowRequest(handle, window, request.size_px))
-        return await read_windows(windows)
+        if outs is not None:
+            check_outs(requests, outs)
+        handles = await self.read_handles(list(dict.fromkeys(request.slide_id for request in requests)))
+        windows = patch_windows(requests, handles, self._health, policy, decode, enlarge=enlarge, outs=outs)
+        return await read_windows(windows, self._health)

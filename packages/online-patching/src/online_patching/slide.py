@@ -19,8 +19,9 @@ from online_patching.decode import Pixels
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelGeometry, LevelPolicy, LevelWindow
+from online_patching.health import HealthLog, SlideHealth
 from online_patching.index import index_slide
-from online_patching.plan import PatchRequest, patch_window
+from online_patching.plan import DecodeMode, LevelRead, PatchRequest, choose_read, patch_window
 from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, open_handle, read_windows
 from online_patching.storage import Store
 
@@ -69,10 +70,11 @@ def _checked_mpp(mpp: float) -> float:
 class Slide:
     """One slide that can be read at any place and magnification; made by ``open_slide`` or ``Catalog.slide``."""
 
-    def __init__(self, handle: SlideHandle, *, slide_id: str, url: str) -> None:
+    def __init__(self, handle: SlideHandle, *, slide_id: str, url: str, health: HealthLog | None = None) -> None:
         self.handle = handle
         self.slide_id = slide_id
         self.url = url
+        self._health = health or HealthLog()
 
     def __repr__(self) -> str:
         base = self.levels[0]
@@ -92,6 +94,10 @@ class Slide:
     def mpp(self) -> float | None:
         """Resolution of level 0 in um per pixel, or None where it is not known."""
         return self.header.mpp
+
+    def health(self) -> SlideHealth:
+        """What went otherwise than asked while it was read: corrupt and missing tiles, patches outside or enlarged."""
+        return self._health.report().get(self.slide_id, SlideHealth())
 
     async def aread_level(self, *, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
         """Async twin of ``read_level``."""
@@ -122,21 +128,36 @@ class Slide:
         if width_px < 1 or height_px < 1:
             raise ValueError(f"slide {self.slide_id}: a window of {width_px} x {height_px} px, allowed at least 1 x 1")
         window = LevelWindow(level, int(x_px), int(y_px), int(width_px), int(height_px))
-        (pixels,) = await read_windows([WindowRequest(self.handle, window, None)])
+        (pixels,) = await read_windows([WindowRequest(self.handle, self.slide_id, window, None)], self._health)
         return _raised(pixels)
 
     def read_patch(
-        self, *, x_level0_px: float, y_level0_px: float, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+        self,
+        *,
+        x_level0_px: float,
+        y_level0_px: float,
+        size_px: int,
+        mpp: float,
+        policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
     ) -> Pixels:
         """One resampled patch, uint8 (size_px, size_px, 3); see ``read_patches``."""
-        patches = self.read_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy)
-        return np.asarray(patches[0])
+        corner = x_level0_px, y_level0_px
+        return np.asarray(self.read_patches([corner], size_px=size_px, mpp=mpp, policy=policy, decode=decode)[0])
 
     async def aread_patch(
-        self, *, x_level0_px: float, y_level0_px: float, size_px: int, mpp: float, policy: LevelPolicy = "finer"
+        self,
+        *,
+        x_level0_px: float,
+        y_level0_px: float,
+        size_px: int,
+        mpp: float,
+        policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
     ) -> Pixels:
         """Async twin of ``read_patch``."""
-        patches = await self.aread_patches([(x_level0_px, y_level0_px)], size_px=size_px, mpp=mpp, policy=policy)
+        corner = x_level0_px, y_level0_px
+        patches = await self.aread_patches([corner], size_px=size_px, mpp=mpp, policy=policy, decode=decode)
         return np.asarray(patches[0])
 
     def read_patches(
@@ -146,6 +167,8 @@ class Slide:
         size_px: int,
         mpp: float,
         policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
+        out: Pixels | None = None,
     ) -> Pixels:
         """Patches at a magnification, read together so that shared tiles are fetched and decoded once.
 
@@ -154,17 +177,22 @@ class Slide:
             size_px: Side of the patches.
             mpp: um per pixel of the patches.
             policy: Which stored level is read; see ``geometry.choose_level``.
+            decode: ``fast`` lets JPEG and JPEG 2000 decode at 1/2, 1/4 or 1/8 scale where the patches are that much
+                coarser than the level: faster, with slightly other pixels (see ``decode``).
+            out: Where the patches go, uint8 (N, size_px, size_px, 3), C-contiguous: memory that is reused costs less
+                than new memory. Undefined after an error.
 
         Returns:
-            uint8 (N, size_px, size_px, 3) RGB, white outside of the slide.
+            uint8 (N, size_px, size_px, 3) RGB, white outside of the slide; ``out`` where it was given.
 
         Raises:
             MissingMppError: The slide states no mpp and none was given.
             MagnificationError: The slide is coarser than 1.25 x the target.
             CorruptTileError: A tile that is needed does not decode.
             StorageError: The slide cannot be fetched.
+            ValueError: Sizes or ``out`` that cannot be.
         """
-        return loop.run(self._read_patches(corners_level0_px, size_px, mpp, policy))
+        return loop.run(self._read_patches(corners_level0_px, size_px, mpp, policy, decode, out))
 
     async def aread_patches(
         self,
@@ -173,18 +201,27 @@ class Slide:
         size_px: int,
         mpp: float,
         policy: LevelPolicy = "finer",
+        decode: DecodeMode = "exact",
+        out: Pixels | None = None,
     ) -> Pixels:
         """Async twin of ``read_patches``."""
-        return await loop.on_loop(self._read_patches(corners_level0_px, size_px, mpp, policy))
+        return await loop.on_loop(self._read_patches(corners_level0_px, size_px, mpp, policy, decode, out))
 
     async def _read_patches(
-        self, corners: Sequence[tuple[float, float]], size_px: int, mpp: float, policy: LevelPolicy
+        self,
+        corners: Sequence[tuple[float, float]],
+        size_px: int,
+        mpp: float,
+        policy: LevelPolicy,
+        decode: DecodeMode,
+        out: Pixels | None,
     ) -> Pixels:
         requests = [PatchRequest(self.slide_id, x, y, size_px, mpp) for x, y in corners]
-        windows = [WindowRequest(self.handle, patch_window(r, self.header, policy=policy), size_px) for r in requests]
-        if not windows:
-            return np.empty((0, size_px, size_px, 3), np.uint8)
-        return np.stack([_raised(pixels) for pixels in await read_windows(windows)])
+        patches = _checked_out(out, (len(requests), size_px, size_px, 3))
+        windows = patch_windows(requests, {self.slide_id: self.handle}, self._health, policy, decode, outs=patches)
+        for pixels in await read_windows(windows, self._health):
+            _raised(pixels)
+        return patches
 
     def zarr(self) -> zarr.Group:
         """The slide as a lazy, read-only Zarr group of one array a level: ``slide.zarr()["0"][2000:2256, 1000:1256]``.
@@ -209,6 +246,61 @@ class Slide:
 
     def _zarr_handle(self, _: str) -> SlideHandle:
         return self.handle
+
+
+def patch_windows(
+    requests: Sequence[PatchRequest],
+    handles: Mapping[str, SlideHandle],
+    health: HealthLog,
+    policy: LevelPolicy,
+    decode: DecodeMode,
+    *,
+    enlarge: bool = False,
+    outs: Sequence[Pixels | None] | Pixels | None = None,
+) -> list[WindowRequest]:
+    """The window of each request; patches that must be enlarged are counted.
+
+    Raises:
+        MissingMppError: A slide states no mpp.
+        MagnificationError: A slide is too coarse.
+    """
+    reads: dict[tuple[str, float], LevelRead] = {}
+    windows = []
+    for number, request in enumerate(requests):
+        slide_id = request.slide_id
+        handle = handles[slide_id]
+        header = handle.header
+        read = reads.get((slide_id, request.mpp))
+        if read is None:
+            read = choose_read(header, slide_id, request.mpp, policy=policy, enlarge=enlarge, decode=decode)
+            reads[slide_id, request.mpp] = read
+        if read.enlarged:
+            health.add(slide_id, enlarged_patches=1)
+        assert header.mpp is not None, "choose_read refuses a slide without"
+        window = patch_window(request, header.mpp, read)
+        out = None if outs is None else outs[number]
+        windows.append(WindowRequest(handle, slide_id, window, request.size_px, read.reduction, out))
+    return windows
+
+
+def check_outs(requests: Sequence[PatchRequest], outs: Sequence[Pixels]) -> None:
+    """Refuse arrays that the patches cannot go to.
+
+    Raises:
+        ValueError: Another number of them, another shape or type, or one that is not contiguous.
+    """
+    if len(outs) != len(requests):
+        raise ValueError(f"outs: got {len(outs)} arrays for {len(requests)} patches")
+    for request, out in zip(requests, outs, strict=True):
+        _checked_out(out, (request.size_px, request.size_px, 3))
+
+
+def _checked_out(out: Pixels | None, shape: tuple[int, ...]) -> Pixels:
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"out: got {out.shape} {out.dtype}, allowed writable C-contiguous {shape} uint8")
+    return out
 
 
 def _raised(pixels: Pixels | CorruptTileError) -> Pixels:

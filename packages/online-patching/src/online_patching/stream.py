@@ -21,16 +21,17 @@ from online_patching.catalog import Catalog
 from online_patching.decode import Pixels
 from online_patching.errors import CatalogError, CorruptTileError
 from online_patching.geometry import LevelPolicy, MissingMpp
-from online_patching.plan import PatchRequest
+from online_patching.plan import DecodeMode, PatchRequest
 from online_patching.sampler import MAX_REDRAWS, PatchSampler, Sample, SlideSampling
 from online_patching.shard import Shard
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-# 32 patches a chunk fill the decoding threads and merge well; 3 chunks ahead hide a slow store's latency.
+# 32 patches a chunk fill the decoding threads and merge well; 12 chunks under way keep 200 requests in flight, which a
+# store 100 ms away needs, and take 75 MB.
 CHUNK_PATCHES = 32
-CHUNKS_AHEAD = 3
+CHUNKS_AHEAD = 12
 
 CorruptPolicy = Literal["resample", "raise"]
 
@@ -51,6 +52,7 @@ class PatchStream:
             serve it), ``enlarge`` or ``error``.
         on_corrupt: ``resample`` draws another patch in place of one whose tile does not decode (counted in
             ``corrupt_patches``); ``raise`` stops.
+        decode: ``fast`` lets tiles be decoded at reduced scale; see ``Slide.read_patches``.
         columns: Catalog columns to add to every patch.
         storage_options: Options for the catalog's store, where ``catalog`` is a URL.
         slide_storage_options: Options for the slides' store; the same where not given.
@@ -71,6 +73,7 @@ class PatchStream:
         level_policy: LevelPolicy = "finer",
         on_missing_mpp: MissingMpp = "skip",
         on_corrupt: CorruptPolicy = "resample",
+        decode: DecodeMode = "exact",
         columns: Sequence[str] = (),
         storage_options: Mapping[str, Any] | None = None,
         slide_storage_options: Mapping[str, Any] | None = None,
@@ -78,6 +81,7 @@ class PatchStream:
         for name, value, allowed in (
             ("level_policy", level_policy, get_args(LevelPolicy)),
             ("on_corrupt", on_corrupt, get_args(CorruptPolicy)),
+            ("decode", decode, get_args(DecodeMode)),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}: got {value!r}, allowed {allowed}")
@@ -98,6 +102,7 @@ class PatchStream:
         )
         self.level_policy = level_policy
         self.on_corrupt = on_corrupt
+        self.decode = decode
         self.columns = tuple(columns)
         self.corrupt_patches: dict[str, int] = {}
         self._shard = Shard()
@@ -128,7 +133,7 @@ class PatchStream:
         sampler = self.sampler
         facts = (
             *(self.catalog.fingerprint(), sampler.size_px, sampler.mpp, sampler.min_foreground),
-            *(sampler.slide_sampling, sampler.on_missing_mpp, self.level_policy),
+            *(sampler.slide_sampling, sampler.on_missing_mpp, self.level_policy, self.decode),
         )
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -176,7 +181,9 @@ class PatchStream:
         return loop.submit(self._read(list(itertools.islice(indices, CHUNK_PATCHES))))
 
     async def _read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        # Drawing may read a polygon, which blocks: not on the loop.
+        # Slides of a remote catalog all at once: drawing itself would read one polygon after the other.
+        await self.catalog.read_foregrounds(list({self.sampler.slide_of(number) for number in numbers}))
+        # Drawing may still read one, for a redraw, which blocks: not on the loop.
         samples = await asyncio.to_thread(lambda: [self.sampler.draw(number) for number in numbers])
         patches = await self._pixels_of(samples)
         found: list[dict[str, Any]] = []
@@ -194,7 +201,7 @@ class PatchStream:
             for s in samples
         ]
         return await self.catalog.read_or_report(
-            requests, policy=self.level_policy, enlarge=self.sampler.on_missing_mpp == "enlarge"
+            requests, policy=self.level_policy, decode=self.decode, enlarge=self.sampler.on_missing_mpp == "enlarge"
         )
 
     def _redraw(self, sample: Sample, error: CorruptTileError) -> Sample:

@@ -1,0 +1,230 @@
+"""How much of the machine may reading use, and which threads does the work run on?
+
+One engine a process, built lazily: decoding threads (``decoding_threads``), threads that wait for disks, and a bound on
+the bytes that are under way (``memory_gate``). ``configure`` sets them; ``close`` gives everything back, the network
+clients and the event loop too. A forked child builds its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+
+import cv2
+
+from online_patching import loop
+from online_patching.limits import RequestLimits, request_limits, set_request_limits
+
+# Reads of a disk or mount wait; on a network mount these many wait at the same time.
+DISK_THREADS = 16
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What reading may use in one process.
+
+    Attributes:
+        decode_threads: Threads that decode and assemble patches.
+        memory_mb: Bound, in MiB, on what is under way: stored bytes that were fetched but not decoded yet, and patches
+            that are being assembled. Patches that were handed over are the caller's.
+    """
+
+    decode_threads: int
+    memory_mb: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("decode_threads", "memory_mb"):
+            if not 1 <= getattr(self, name) <= 1 << 20:
+                raise ValueError(f"{name}: got {getattr(self, name)}, allowed 1 to {1 << 20}")
+
+
+class WorkerThreads:
+    """Daemon threads that take work from one queue; work raises nothing."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"online-patching-{name}-{k}", daemon=True) for k in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Run ``work`` on one of the threads, first come first served."""
+        self._queue.put(work)
+
+    def close(self) -> None:
+        """End the threads when what was submitted is done."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (work := self._queue.get()) is not None:
+            work()
+            # The last work would otherwise keep its patches alive until the next one comes.
+            del work
+
+
+class MemoryGate:
+    """Lets work in while its bytes fit; first come first served. Used from one event loop."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._free = limit_bytes
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def reserve(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold so many bytes of the bound; what is larger than the bound holds all of it."""
+        size_bytes = min(size_bytes, self.limit_bytes)
+        if self._waiting or size_bytes > self._free:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((size_bytes, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                # It may have been let in at the same moment.
+                if turn.done() and not turn.cancelled():
+                    self._give_back(size_bytes)
+                raise
+        else:
+            self._free -= size_bytes
+        try:
+            yield
+        finally:
+            self._give_back(size_bytes)
+
+    def _give_back(self, size_bytes: int) -> None:
+        self._free += size_bytes
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if turn.done():
+                self._waiting.popleft()
+                continue
+            if wanted > self._free:
+                break
+            self._waiting.popleft()
+            self._free -= wanted
+            turn.set_result(None)
+
+
+def _usable_cores() -> int:
+    # A container or a job scheduler may have given this process fewer than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_settings = EngineSettings(decode_threads=_usable_cores())
+_lock = threading.Lock()
+_threads: dict[str, WorkerThreads] = {}
+_gates: dict[int, MemoryGate] = {}
+
+
+def _forget_after_fork() -> None:
+    # Neither the threads nor whoever held the lock exist here.
+    global _lock
+    _lock = threading.Lock()
+    _threads.clear()
+    _gates.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def settings() -> EngineSettings:
+    """What this process may use."""
+    return _settings
+
+
+def configure(
+    *,
+    decode_threads: int | None = None,
+    memory_mb: int | None = None,
+    requests_in_flight: int | None = None,
+    requests_per_host: int | None = None,
+) -> EngineSettings:
+    """Set what reading may use in this process; reads that are under way keep what they have.
+
+    Args:
+        decode_threads: Threads that decode (default: one a core).
+        memory_mb: Bound on the bytes under way, in MiB (default 1024).
+        requests_in_flight: Requests to all stores together at the same time (default 256).
+        requests_per_host: Requests to one host at the same time (default 192).
+
+    Returns:
+        The settings from now on.
+
+    Raises:
+        ValueError: A number that is not allowed; nothing is changed then.
+    """
+    global _settings
+    known = request_limits()
+    limits = RequestLimits(
+        in_flight=known.in_flight if requests_in_flight is None else requests_in_flight,
+        per_host=known.per_host if requests_per_host is None else requests_per_host,
+    )
+    given = {
+        name: value
+        for name, value in (("decode_threads", decode_threads), ("memory_mb", memory_mb))
+        if value is not None
+    }
+    new = replace(_settings, **given)
+    set_request_limits(limits)
+    with _lock:
+        old = _threads.pop("decode", None) if new.decode_threads != _settings.decode_threads else None
+        _settings = new
+        _gates.clear()
+    if old is not None:
+        old.close()
+    return new
+
+
+def decoding_threads() -> WorkerThreads:
+    """This process's decoding threads."""
+    return _worker_threads("decode", lambda: _settings.decode_threads)
+
+
+def disk_threads() -> WorkerThreads:
+    """This process's threads that wait for disks."""
+    return _worker_threads("disk", lambda: DISK_THREADS)
+
+
+def memory_gate() -> MemoryGate:
+    """The bound on the bytes under way; to be called on the package's loop."""
+    key = id(asyncio.get_running_loop())
+    if key not in _gates:
+        _gates[key] = MemoryGate(_settings.memory_mb * MEBIBYTE)
+    return _gates[key]
+
+
+def close() -> None:
+    """End this process's threads, connections and event loop; the next read builds them anew.
+
+    Reads that are under way fail. Nothing needs it: threads are daemons and sockets close with the process. It is for
+    programs that read for a while and then do something else.
+    """
+    with _lock:
+        ended = list(_threads.values())
+        _threads.clear()
+        _gates.clear()
+    loop.close()
+    for threads in ended:
+        threads.close()
+
+
+def _worker_threads(name: str, count: Callable[[], int]) -> WorkerThreads:
+    with _lock:
+        if name not in _threads:
+            # These threads are the parallelism: OpenCV's own below them would only fight for the same cores.
+            cv2.setNumThreads(0)
+            _threads[name] = WorkerThreads(count(), name)
+        return _threads[name]
