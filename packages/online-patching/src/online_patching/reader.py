@@ -277,9 +277,7 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
             for turn in _local_turns(fetches):
                 work.on_threads(disk_threads(), partial(_read_local, turn, batch))
             reads = [_read_remote(fetch, batch) for fetch in fetches if not isinstance(fetch.source, LocalSource)]
-            reads += [
-                batch.read_others(level) for level in levels if not isinstance(level.request.slide.tiles, RangeTiles)
-            ]
+            reads += [batch.read_others(level) for level in others]
             await _all(reads)
             await work.done()
         finally:
@@ -478,7 +476,7 @@ class _Work:
                 self._loop.call_soon_threadsafe(self._finish, error)
 
     def _finish(self, error: BaseException | None) -> None:
-        if self._end.done():
+        if self._end.done() or self.is_over:
             return
         if error is None:
             self._end.set_result(None)
