@@ -20,7 +20,7 @@ class ReadCounts:
         patches: Windows that were asked for.
         tile_uses: Tiles that these windows touch, one by one.
         tiles: Tiles that were decoded: fewer where windows of a batch share them.
-        decode_seconds: Time in decoders, summed over threads.
+        decode_seconds: CPU time in decoders, summed over threads.
         bytes_needed: Bytes of the tiles that were needed.
         bytes_planned: Bytes that were fetched for them.
         requests: Range requests to remote stores, those for catalogs and headers too.
