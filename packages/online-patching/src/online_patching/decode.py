@@ -35,6 +35,7 @@ from online_patching.jpeg_stream import Data
 Pixels = npt.NDArray[np.uint8]
 
 REDUCTIONS = (2, 4, 8)
+_STORED_AS_RGB = (Colour.RGB, Colour.YCBCR)
 
 
 def decode_tile(data: Data, encoding: TileEncoding, width_px: int, height_px: int) -> Pixels:
@@ -203,6 +204,8 @@ def _array(decoded: Any) -> Pixels:
 
 def _as_rgb(pixels: Pixels, colour: Colour) -> Pixels:
     """Samples (H, W, S) of a colour space as RGB (H, W, 3)."""
+    if colour in _STORED_AS_RGB:
+        return pixels
     match colour:
         case Colour.GREY | Colour.GREY_EXTRA:
             return np.repeat(pixels[..., :1], 3, axis=2)

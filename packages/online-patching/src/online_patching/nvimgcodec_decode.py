@@ -54,10 +54,9 @@ def decode_jpeg_part(
     if library is None:
         return None
     left, top, right, bottom = part
+    (width, height), (unit_x, unit_y) = size_px, mcu_px
     # To the end of the last unit, which is looked at below.
-    end_x, end_y = (
-        min(size, -(-end // unit) * unit) for end, unit, size in zip((right, bottom), mcu_px, size_px, strict=True)
-    )
+    end_x, end_y = min(width, -(-right // unit_x) * unit_x), min(height, -(-bottom // unit_y) * unit_y)
     region = library.Region(top, left, end_y, end_x)
     decoder, parameters = _decoder(library)
     image = decoder.decode(library.CodeStream(stream).get_sub_code_stream(region=region), params=parameters)
@@ -66,13 +65,13 @@ def decode_jpeg_part(
     pixels: Pixels = np.asarray(image)
     if pixels.shape != (end_y - top, end_x - left, 3):
         return None
-    x, y = (
-        max(0, (end - 1) // unit * unit + _BLEED_PX - start)
-        for end, unit, start in zip((end_x, end_y), mcu_px, (left, top), strict=True)
-    )
-    last = pixels[y:, x:].tobytes()
-    if last == _FILL * len(last):
-        return None
+    # Few tiles get past their last pixel.
+    if pixels.item(-1) == _FILL[0]:
+        x = max(0, (end_x - 1) // unit_x * unit_x + _BLEED_PX - left)
+        y = max(0, (end_y - 1) // unit_y * unit_y + _BLEED_PX - top)
+        last = pixels[y:, x:].tobytes()
+        if last == _FILL * len(last):
+            return None
     return pixels[: bottom - top, : right - left]
 
 
