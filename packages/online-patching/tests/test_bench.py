@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nginx_server import NginxServer
 from online_patching import PatchStream
-from online_patching.bench import REQUESTS_IN_FLIGHT, WARM_UP_PATCHES, bench, bench_lines, measure
+from online_patching.bench import LEAST_PATCHES, REQUESTS_IN_FLIGHT, WARM_UP_PATCHES, bench, bench_lines, measure
 from online_patching.cli import main
 from online_patching.engine import settings, usable_cores
 from online_patching.jobs import compute_foreground, index_cohort
@@ -23,10 +23,10 @@ def _stream(catalog_url: str) -> PatchStream:
 
 def test_a_measurement_counts_what_was_received(catalog_url: str) -> None:
     stream = _stream(catalog_url)
-    measured = measure(stream, CHUNK_PATCHES + 1)
+    measured = measure(stream, LEAST_PATCHES + 1)
     # Whole chunks, after a warm-up that does not count.
-    assert measured.patches == 2 * CHUNK_PATCHES
-    assert stream.state_dict()["position"] == WARM_UP_PATCHES + 2 * CHUNK_PATCHES
+    assert measured.patches == LEAST_PATCHES + CHUNK_PATCHES
+    assert stream.state_dict()["position"] == WARM_UP_PATCHES + measured.patches
     assert measured.pixel_bytes == measured.patches * 64 * 64 * 3
     assert measured.slides == 3
     figures = measured.figures()
@@ -44,7 +44,7 @@ def test_a_measurement_counts_what_was_received(catalog_url: str) -> None:
 
 def test_threads_are_those_asked_for_and_end_with_the_measurement(catalog_url: str) -> None:
     before, limits = settings(), request_limits()
-    report = bench(_stream(catalog_url), patches=CHUNK_PATCHES, threads=3)
+    report = bench(_stream(catalog_url), patches=1, threads=3)
     assert report["decode_threads"] == 3
     assert "growth" not in report
     assert (settings(), request_limits()) == (before, limits)
@@ -52,7 +52,7 @@ def test_threads_are_those_asked_for_and_end_with_the_measurement(catalog_url: s
 
 
 def test_growth_of_local_slides_is_that_with_threads(catalog_url: str) -> None:
-    report = bench(_stream(catalog_url), patches=CHUNK_PATCHES, growth=True)
+    report = bench(_stream(catalog_url), patches=1, growth=True)
     by_threads = [each["decode_threads"] for each in report["growth"]["decode_threads"]]
     assert by_threads == sorted(set(by_threads))
     assert (by_threads[0], by_threads[-1]) == (1, usable_cores())
@@ -67,7 +67,7 @@ def test_growth_of_remote_slides_is_that_with_requests_too(
     index_cohort([nginx_server.url("open", "measured.svs")], str(tmp_path), progress=False)
     compute_foreground(str(tmp_path), progress=False)
     limits = request_limits()
-    report = bench(_stream(str(tmp_path)), patches=CHUNK_PATCHES, growth=True)
+    report = bench(_stream(str(tmp_path)), patches=1, growth=True)
     assert report["requests_per_patch"] > 0
     assert report["received_megabytes_per_second"] > 0
     by_requests = report["growth"]["requests_in_flight"]
@@ -79,10 +79,11 @@ def test_growth_of_remote_slides_is_that_with_requests_too(
 def test_the_command_prints_json_for_programs_and_lines_for_people(
     catalog_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--size-px", "64", "--mpp", "1.0", "--patches", "40", "--threads", "1", "--decode", "fast"]
+    options = ["--size-px", "64", "--mpp", "1.0", "--patches", "800", "--threads", "1", "--decode", "fast"]
     assert main(["bench", "--catalog", catalog_url, *options]) == 0
     shown = capsys.readouterr()
     report = json.loads(shown.out)
+    assert report["patches"] == 800
     assert (report["format_version"], report["decode"], report["decode_threads"]) == (1, "fast", 1)
     assert report["health"] == {
         "slides": report["health"]["slides"],
@@ -132,6 +133,6 @@ def test_corrupt_tiles_are_told(slide_folder: Path, tmp_path: Path) -> None:
         data[place : place + 64] = bytes(64)
     slide.write_bytes(data)
     os.utime(slide, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    report = bench(PatchStream(str(tmp_path / "c"), size_px=64, mpp=0.5), patches=CHUNK_PATCHES)
+    report = bench(PatchStream(str(tmp_path / "c"), size_px=64, mpp=0.5), patches=1)
     assert report["health"]["corrupt_tiles"] > 0
     assert report["corrupt_patches"] > 0

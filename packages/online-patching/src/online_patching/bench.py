@@ -30,6 +30,8 @@ from online_patching.stream import CHUNK_PATCHES, CHUNKS_AHEAD, PatchStream
 FORMAT_VERSION = 1
 # What a stream begins at once; from then on as much is begun as is handed over.
 WARM_UP_PATCHES = CHUNK_PATCHES * CHUNKS_AHEAD
+# With fewer, what was read ahead during the warm-up would count as speed.
+LEAST_PATCHES = 2 * WARM_UP_PATCHES
 REQUESTS_IN_FLIGHT = (8, 16, 32, 64, 128, 256)
 LIBRARIES = (
     "online-patching",
@@ -107,7 +109,7 @@ def measure(stream: PatchStream, patches: int) -> Measurement:
 
     Args:
         stream: Read on from where it stands.
-        patches: How many at least.
+        patches: How many; rounded up to whole chunks and to ``LEAST_PATCHES``.
 
     Raises:
         ValueError: ``patches`` is below 1.
@@ -115,7 +117,7 @@ def measure(stream: PatchStream, patches: int) -> Measurement:
     """
     if patches < 1:
         raise ValueError(f"patches: got {patches}, allowed at least 1")
-    wanted = -(-patches // CHUNK_PATCHES) * CHUNK_PATCHES
+    wanted = -(-max(patches, LEAST_PATCHES) // CHUNK_PATCHES) * CHUNK_PATCHES
     received = iter(stream)
     for _ in itertools.islice(received, WARM_UP_PATCHES):
         pass
@@ -144,7 +146,7 @@ def bench(stream: PatchStream, *, patches: int, threads: int | None = None, grow
 
     Args:
         stream: Read on from where it stands.
-        patches: How many are received each time.
+        patches: How many are received each time; see ``measure``.
         threads: Threads that decode; None: as configured.
         growth: Measure 1, 2, 4, ... threads and, where slides are remote, 8 to 256 requests under way as well.
 

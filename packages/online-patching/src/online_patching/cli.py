@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _stream_arguments(look)
 
     speed = _command(commands, "bench", _bench, "patches a second of the stream and where its time goes, as JSON")
-    speed.add_argument("--patches", type=int, default=2000, help="how many are received after a warm-up")
+    speed.add_argument("--patches", type=int, default=2000, help="how many are received after a warm-up, at least 768")
     speed.add_argument("--threads", type=int, help="threads that decode (default: one a core)")
     speed.add_argument(
         "--growth", action="store_true", help="also with 1, 2, 4, ... threads and 8 to 256 requests in flight"
