@@ -136,3 +136,18 @@ def test_corrupt_tiles_are_told(slide_folder: Path, tmp_path: Path) -> None:
     report = bench(PatchStream(str(tmp_path / "c"), size_px=64, mpp=0.5), patches=1)
     assert report["health"]["corrupt_tiles"] > 0
     assert report["corrupt_patches"] > 0
+
+
+def test_a_slide_that_changed_ends_the_command_in_one_line(
+    slide_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide = tmp_path / "changed.svs"
+    shutil.copy(slide_folder / "a.svs", slide)
+    index_cohort([str(slide)], str(tmp_path / "c"), progress=False)
+    compute_foreground(str(tmp_path / "c"), progress=False)
+    os.utime(slide)
+    assert main(["bench", "--catalog", str(tmp_path / "c"), "--size-px", "64", "--mpp", "1.0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"online-patching bench: {slide}: the object changed since it was indexed")
+    assert shown.err.count("\n") == 1

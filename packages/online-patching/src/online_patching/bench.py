@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -74,7 +73,11 @@ class Measurement:
     backoff_s: float
 
     def figures(self) -> Json:
-        """What the README explains, as JSON values; None where there is nothing to divide by."""
+        """What the README explains, as JSON values; None where there is nothing to divide by.
+
+        Seconds in decoders are those on the clock: on a busy machine they hold the waiting for a core. What zarr
+        decodes itself (OME-Zarr) is not among them.
+        """
         counts, seconds = self.counts, self.seconds
         decode_share = counts.decode_seconds / (seconds * self.decode_threads)
         return {
@@ -234,7 +237,7 @@ def _cpu_model() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), os.uname().machine)
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(library: str) -> str | None:
