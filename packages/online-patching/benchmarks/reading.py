@@ -39,7 +39,6 @@ from reading_readers import (
     SIZE_PX,
     MissingReaderError,
     Pixels,
-    Source,
     Task,
     Window,
 )
@@ -59,7 +58,7 @@ TITLES = {MPP: "stored level", 2 * MPP: "20x out of 40x"}
 def main() -> None:
     """Measure, print, and write JSON and plots."""
     parser = parser_of(__doc__)
-    parser.add_argument("--patches", type=int, default=2048, help="of a round at the stored level (JPEG)")
+    parser.add_argument("--patches", type=int, default=4096, help="of a round at the stored level (JPEG)")
     parser.add_argument("--codecs", nargs="+", choices=get_args(CodecName), default=list(get_args(CodecName)))
     parser.add_argument("--readers", nargs="+", choices=list(READERS), default=list(READERS))
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads (default: 1, 2, 4, ... all cores)")
@@ -112,10 +111,8 @@ def _tasks(cohort: Cohort, patches: int) -> Iterable[Task]:
             str(cohort.large_catalog),
             cohort.large_id,
         )
-        # A stream reads ahead: with few patches that would be most of the work.
-        source: Source = "stream" if jpeg else "drawn"
         name = f"{title}, {len(cohort.entries)} entries"
-        yield Task(name, cohort.codec, source, mpp, count, str(cohort.catalog))
+        yield Task(name, cohort.codec, "drawn", mpp, count, str(cohort.catalog))
 
 
 def _windows(task: Task, seed: int) -> list[Window]:
@@ -149,7 +146,7 @@ def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], ro
     rows: dict[str, Json] = {name: {} for name in able} | {name: {"left_out": why} for name, why in missing.items()}
     windows = _windows(task, seed=0)
     _compare(task, windows, able, rows)
-    needs = needs_of(windows, batch=BATCH_PATCHES if task.source != "stream" else _stream_chunk())
+    needs = needs_of(windows, batch=BATCH_PATCHES)
     spent: dict[str, list[Spent]] = {name: [] for name in able}
     for number in range(rounds):
         windows = _windows(task, seed=number)
@@ -256,13 +253,6 @@ def _shares(name: str, spent: dict[str, list[Spent]], tiles_per_patch: float) ->
     }
 
 
-def _stream_chunk() -> int:
-    """Patches that a stream reads together."""
-    from online_patching import stream
-
-    return int(getattr(stream, "CHUNK_PATCHES", BATCH_PATCHES))
-
-
 def _print(result: Json) -> None:
     print(
         f"\n{result['task']}, {result['threads']} thread(s), {result['patches']} patches a round:"
@@ -318,7 +308,7 @@ def _plot(arguments: argparse.Namespace, results: list[Json]) -> None:
     for mpp, title in TITLES.items():
         lines: dict[str, list[tuple[float, float]]] = {}
         for result in results:
-            if result["codec"] != "jpeg" or result["mpp"] != mpp or result["source"] != "stream":
+            if result["codec"] != "jpeg" or result["mpp"] != mpp or result["source"] != "drawn":
                 continue
             for name, row in result["readers"].items():
                 if "patches_per_second" in row:

@@ -7,13 +7,15 @@ slide open from its first use in the round on.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -22,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-Source = Literal["slide", "stream", "drawn"]
+Source = Literal["slide", "drawn"]
 SIZE_PX = 256
 MIN_FOREGROUND = 0.4
 # Patches that this package reads together where a task hands it ready positions.
 BATCH_PATCHES = 64
+BATCHES_AT_ONCE = 3
 # Windows that a peer's thread takes at a time.
 _PEER_PART = 16
 OURS, OURS_NVIMGCODEC, OURS_FAST = "online-patching", "online-patching[nvimgcodec]", "online-patching, decode=fast"
@@ -52,8 +55,8 @@ class Task:
     Attributes:
         name: For the report.
         codec: How the tiles are stored.
-        source: ``slide`` (ready positions of one slide), ``stream`` (a cold catalog through ``PatchStream``) or
-            ``drawn`` (a cold catalog through ``PatchSampler`` and ``Catalog.read_patches``).
+        source: ``slide`` (ready positions of one slide) or ``drawn`` (a cold catalog through ``PatchSampler`` and
+            ``Catalog.aread_patches``).
         mpp: um per pixel of the patches.
         patches: How many.
         catalog: Folder of the catalog.
@@ -207,11 +210,9 @@ class _Ours(Reader):
         self._slides: dict[tuple[str, str], Any] = {}
 
     def read(self, task: Task, windows: Sequence[Window], seed: int, take: Callable[[Pixels], object]) -> None:
-        """By the three ways in which the package is used."""
+        """Through the asynchronous interface, so that planning one batch hides behind decoding another."""
         if task.source == "slide":
             self._read_slide(task, windows, take)
-        elif task.source == "stream":
-            self._read_stream(task, seed, take)
         else:
             self._read_drawn(task, seed, take)
         self._check_nvimgcodec()
@@ -224,44 +225,48 @@ class _Ours(Reader):
         key = (task.catalog, task.slide_id)
         if key not in self._slides:
             self._slides[key] = self._package.Catalog.open(task.catalog).slide(task.slide_id)
-        corners = [(window.x_level0_px, window.y_level0_px) for window in windows]
-        for k in range(0, len(corners), BATCH_PATCHES):
-            batch = corners[k : k + BATCH_PATCHES]
-            for pixels in self._slides[key].read_patches(batch, size_px=SIZE_PX, mpp=task.mpp, **self._options):
-                take(pixels)
+        slide, corners = self._slides[key], [(window.x_level0_px, window.y_level0_px) for window in windows]
 
-    def _read_stream(self, task: Task, seed: int, take: Callable[[Pixels], object]) -> None:
-        # What it has read ahead when the last patch is taken is work that it gets no credit for.
-        stream = self._package.PatchStream(
-            self._package.Catalog.open(task.catalog),
-            size_px=SIZE_PX,
-            mpp=task.mpp,
-            min_foreground=MIN_FOREGROUND,
-            seed=seed,
-            **self._options,
-        )
-        patches = iter(stream)
-        try:
-            for patch in itertools.islice(patches, task.patches):
-                take(patch["image"])
-        finally:
-            patches.close()  # type: ignore[attr-defined]
+        async def read(first: int) -> Sequence[Pixels]:
+            batch = corners[first : first + BATCH_PATCHES]
+            found: Sequence[Pixels] = await slide.aread_patches(batch, size_px=SIZE_PX, mpp=task.mpp, **self._options)
+            return found
+
+        _in_order(len(corners), read, take)
 
     def _read_drawn(self, task: Task, seed: int, take: Callable[[Pixels], object]) -> None:
         from online_patching.sampler import PatchSampler
 
         catalog = self._package.Catalog.open(task.catalog)
         sampler = PatchSampler(catalog, size_px=SIZE_PX, mpp=[task.mpp], min_foreground=MIN_FOREGROUND, seed=seed)
-        for k in range(0, task.patches, BATCH_PATCHES):
-            samples = [sampler.draw(number) for number in range(k, min(k + BATCH_PATCHES, task.patches))]
+
+        async def read(first: int) -> Sequence[Pixels]:
+            samples = [sampler.draw(number) for number in range(first, min(first + BATCH_PATCHES, task.patches))]
             requests = [
                 self._package.PatchRequest(
                     s.slide_id, s.position.x_level0_px, s.position.y_level0_px, SIZE_PX, task.mpp
                 )
                 for s in samples
             ]
-            for pixels in catalog.read_patches(requests, **self._options):
-                take(pixels)
+            found: Sequence[Pixels] = await catalog.aread_patches(requests, **self._options)
+            return found
+
+        _in_order(task.patches, read, take)
+
+
+def _in_order(count: int, read: Callable[[int], Awaitable[Sequence[Pixels]]], take: Callable[[Pixels], object]) -> None:
+    """Read batches, a few at the same time, and take their patches in order."""
+
+    async def run() -> None:
+        under_way: deque[asyncio.Future[Sequence[Pixels]]] = deque()
+        for first in range(0, count + BATCHES_AT_ONCE * BATCH_PATCHES, BATCH_PATCHES):
+            if first < count:
+                under_way.append(asyncio.ensure_future(read(first)))
+            if under_way and (first >= count or len(under_way) == BATCHES_AT_ONCE):
+                for pixels in await under_way.popleft():
+                    take(pixels)
+
+    asyncio.run(run())
 
 
 class _OursNvimgcodec(_Ours):

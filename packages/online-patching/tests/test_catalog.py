@@ -136,10 +136,10 @@ def test_a_look_up_reads_little_of_the_tile_table(tmp_path: Path, monkeypatch: p
     read: list[int] = []
     original = LocalSource.read_ranges_now
 
-    def counted(self: LocalSource, ranges: Sequence[ByteRange], expected: ObjectInfo | None = None) -> list[bytes]:
+    def counted(self: LocalSource, ranges: Sequence[ByteRange], *, expected: ObjectInfo | None = None) -> list[bytes]:
         if self.url.endswith("tiles.optt"):
             read.extend(length for _, length in ranges)
-        return original(self, ranges, expected)
+        return original(self, ranges, expected=expected)
 
     monkeypatch.setattr(LocalSource, "read_ranges_now", counted)
     catalog.read_patches([PatchRequest("x", 3000, 2000, 32, 0.5)])

@@ -75,8 +75,8 @@ class Measurement:
     def figures(self) -> Json:
         """What the README explains, as JSON values; None where there is nothing to divide by.
 
-        Seconds in decoders are those on the clock: on a busy machine they hold the waiting for a core. What zarr
-        decodes itself (OME-Zarr) is not among them.
+        The share of decoding is processor time, so that of waiting holds the waiting for a core. What zarr decodes
+        itself (OME-Zarr) is not among it.
         """
         counts, seconds = self.counts, self.seconds
         decode_share = counts.decode_seconds / (seconds * self.decode_threads)

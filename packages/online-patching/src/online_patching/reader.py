@@ -278,9 +278,7 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
             for turn in _local_turns(fetches):
                 work.on_threads(disk_threads(), partial(_read_local, turn, batch))
             reads = [_read_remote(fetch, batch) for fetch in fetches if not isinstance(fetch.source, LocalSource)]
-            reads += [
-                batch.read_others(level) for level in levels if not isinstance(level.request.slide.tiles, RangeTiles)
-            ]
+            reads += [batch.read_others(level) for level in others]
             await _all(reads)
             await work.done()
         finally:
@@ -479,7 +477,7 @@ class _Work:
                 self._loop.call_soon_threadsafe(self._finish, error)
 
     def _finish(self, error: BaseException | None) -> None:
-        if self._end.done():
+        if self._end.done() or self.is_over:
             return
         if error is None:
             self._end.set_result(None)
@@ -526,7 +524,7 @@ class _Batch:
             slide, stored_level = request.slide, request.window.level
             geometry, encoding = slide.header.levels[stored_level], slide.header.encodings[stored_level]
             region = region_of(pieces)
-            started = time.perf_counter()
+            started = time.thread_time()
             try:
                 pixels = decode_region(
                     data,
@@ -541,7 +539,7 @@ class _Batch:
                 self._fail(level, pieces, slide.tiles.corrupt(stored_level, tile, error))
                 continue
             finally:
-                seconds += time.perf_counter() - started
+                seconds += time.thread_time() - started
             self.assembly.paste(pixels, pieces, region[0], region[1])
         count_decoded(len(items), seconds)
 
