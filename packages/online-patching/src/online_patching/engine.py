@@ -117,12 +117,13 @@ class MemoryGate:
             turn.set_result(None)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may use."""
     # A container or a job scheduler may have given this process fewer than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_settings = EngineSettings(decode_threads=_usable_cores())
+_settings = EngineSettings(decode_threads=usable_cores())
 _lock = threading.Lock()
 _threads: dict[str, WorkerThreads] = {}
 _gates: dict[int, MemoryGate] = {}

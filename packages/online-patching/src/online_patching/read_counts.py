@@ -19,7 +19,8 @@ class ReadCounts:
     Attributes:
         patches: Windows that were asked for.
         tile_uses: Tiles that these windows touch, one by one.
-        tiles: Tiles that were decoded: fewer where windows of a batch share them.
+        tiles_planned: Tiles that were asked for: fewer where windows of a batch share them.
+        tiles: Tiles that were decoded: those of them that are stored, once they have arrived.
         decode_seconds: CPU time in decoders, summed over threads.
         bytes_needed: Bytes of the tiles that were needed.
         bytes_planned: Bytes that were fetched for them.
@@ -30,6 +31,7 @@ class ReadCounts:
 
     patches: int = 0
     tile_uses: int = 0
+    tiles_planned: int = 0
     tiles: int = 0
     decode_seconds: float = 0.0
     bytes_needed: int = 0
@@ -52,7 +54,7 @@ class _Counters(threading.local):
 # One dictionary a thread that ever decoded; threads of an engine are few.
 _of_threads: list[dict[str, float]] = []
 _decoded = _Counters()
-_planned = {"patches": 0, "tile_uses": 0, "bytes_needed": 0, "bytes_planned": 0}
+_planned = {"patches": 0, "tile_uses": 0, "tiles_planned": 0, "bytes_needed": 0, "bytes_planned": 0}
 
 
 def count_decoded(tiles: int, seconds: float) -> None:
@@ -61,10 +63,11 @@ def count_decoded(tiles: int, seconds: float) -> None:
     _decoded.decode_seconds += seconds
 
 
-def count_planned(*, patches: int, tile_uses: int, bytes_needed: int, bytes_planned: int) -> None:
+def count_planned(*, patches: int, tile_uses: int, tiles: int, bytes_needed: int, bytes_planned: int) -> None:
     """Add what a batch needs; called on the event loop alone."""
     _planned["patches"] += patches
     _planned["tile_uses"] += tile_uses
+    _planned["tiles_planned"] += tiles
     _planned["bytes_needed"] += bytes_needed
     _planned["bytes_planned"] += bytes_planned
 

@@ -266,6 +266,7 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
     count_planned(
         patches=len(requests),
         tile_uses=sum(len(pieces) for level in levels for pieces in level.pieces.values()),
+        tiles=sum(len(level.pieces) for level in levels),
         bytes_needed=sum(length for level in stored for _, length in level.ranges),
         bytes_planned=sum(fetch.size_bytes for fetch in fetches),
     )
