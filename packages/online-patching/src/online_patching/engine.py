@@ -189,14 +189,14 @@ def configure(
     return new
 
 
-def decoding_threads() -> WorkerThreads:
-    """This process's decoding threads."""
-    return _worker_threads("decode", lambda: _settings.decode_threads)
+def on_decoding_threads(work: Callable[[], None]) -> None:
+    """Run ``work`` on one of this process's decoding threads."""
+    _submit("decode", work)
 
 
-def disk_threads() -> WorkerThreads:
-    """This process's threads that wait for disks."""
-    return _worker_threads("disk", lambda: DISK_THREADS)
+def on_disk_threads(work: Callable[[], None]) -> None:
+    """Run ``work``, which waits for a disk, on one of this process's threads for that."""
+    _submit("disk", work)
 
 
 def memory_gate() -> MemoryGate:
@@ -213,19 +213,23 @@ def close() -> None:
     Reads that are under way fail. Nothing needs it: threads are daemons and sockets close with the process. It is for
     programs that read for a while and then do something else.
     """
-    with _lock:
-        ended = list(_threads.values())
-        _threads.clear()
-        _gates.clear()
     loop.close()
-    for threads in ended:
-        threads.close()
+    # What the disks have given is decoded still.
+    for name in ("disk", "decode"):
+        with _lock:
+            ended = _threads.pop(name, None)
+        if ended is not None:
+            ended.close()
+    _gates.clear()
 
 
-def _worker_threads(name: str, count: Callable[[], int]) -> WorkerThreads:
+def _submit(name: str, work: Callable[[], None]) -> None:
+    # Under one lock with ``configure`` and ``close``: work that comes after the end of its threads would never be done.
     with _lock:
-        if name not in _threads:
+        threads = _threads.get(name)
+        if threads is None:
             # These threads are the parallelism: OpenCV's own below them would only fight for the same cores.
             cv2.setNumThreads(0)
-            _threads[name] = WorkerThreads(count(), name)
-        return _threads[name]
+            count = _settings.decode_threads if name == "decode" else DISK_THREADS
+            threads = _threads[name] = WorkerThreads(count, name)
+        threads.submit(work)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from online_patching.assemble import Assembly
 from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject, shown_url
 from online_patching.decode import Pixels, decode_region, decode_tile
-from online_patching.engine import WorkerThreads, decoding_threads, disk_threads, memory_gate, settings
+from online_patching.engine import memory_gate, on_decoding_threads, on_disk_threads, settings
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import Codec, SlideHeader, TileRanges
 from online_patching.geometry import LevelWindow
@@ -118,9 +118,8 @@ class RangeTiles:
         work = _Work()
         try:
             for k in range(0, len(items), TILES_A_TURN):
-                work.on_threads(
-                    decoding_threads(), partial(self._decode_whole, level, items[k : k + TILES_A_TURN], decoded)
-                )
+                turn = items[k : k + TILES_A_TURN]
+                work.on_threads(on_decoding_threads, partial(self._decode_whole, level, turn, decoded))
             await work.done()
         finally:
             work.is_over = True
@@ -276,7 +275,7 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
         batch = _Batch(assembly, health, work)
         try:
             for turn in _local_turns(fetches):
-                work.on_threads(disk_threads(), partial(_read_local, turn, batch))
+                work.on_threads(on_disk_threads, partial(_read_local, turn, batch))
             reads = [_read_remote(fetch, batch) for fetch in fetches if not isinstance(fetch.source, LocalSource)]
             reads += [batch.read_others(level) for level in others]
             await _all(reads)
@@ -447,11 +446,11 @@ class _Work:
         self._open = 1
         self.is_over = False
 
-    def on_threads(self, threads: WorkerThreads, work: Callable[[], None]) -> None:
-        """Let one of the threads do it."""
+    def on_threads(self, submit: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
+        """Let one of the threads do it that ``submit`` hands work to."""
         with self._lock:
             self._open += 1
-        threads.submit(lambda: self._guarded(work))
+        submit(partial(self._guarded, work))
 
     async def done(self) -> None:
         """Wait for everything that was begun, and for what that begins."""
@@ -512,7 +511,7 @@ class _Batch:
 
     def decode(self, items: Sequence[_Item]) -> None:
         """Let a decoding thread turn tiles into pieces of patches."""
-        self.work.on_threads(decoding_threads(), lambda: self._decode(items))
+        self.work.on_threads(on_decoding_threads, lambda: self._decode(items))
 
     def _decode(self, items: Sequence[_Item]) -> None:
         seconds = 0.0
@@ -546,7 +545,7 @@ class _Batch:
     async def read_others(self, level: _LevelTiles) -> None:
         """Tiles that are no byte ranges: their source decodes them."""
         pixels_of = await level.request.slide.tiles.read(level.request.window.level, list(level.pieces))
-        self.work.on_threads(decoding_threads(), lambda: self._paste_whole(level, pixels_of))
+        self.work.on_threads(on_decoding_threads, lambda: self._paste_whole(level, pixels_of))
 
     def _paste_whole(self, level: _LevelTiles, pixels_of: dict[int, Pixels | CorruptTileError]) -> None:
         for tile, pieces in level.pieces.items():
