@@ -277,14 +277,13 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
             for turn in _local_turns(fetches):
                 work.on_threads(disk_threads(), partial(_read_local, turn, batch))
             reads = [_read_remote(fetch, batch) for fetch in fetches if not isinstance(fetch.source, LocalSource)]
-            reads += [
-                batch.read_others(level) for level in levels if not isinstance(level.request.slide.tiles, RangeTiles)
-            ]
+            reads += [batch.read_others(level) for level in others]
             await _all(reads)
             await work.done()
         finally:
-            # Threads that come to it later leave it alone.
+            # Threads that come to it later leave it alone, and the caller's arrays are the caller's again.
             work.is_over = True
+            assembly.close()
     return assembly.collected()
 
 
@@ -478,7 +477,7 @@ class _Work:
                 self._loop.call_soon_threadsafe(self._finish, error)
 
     def _finish(self, error: BaseException | None) -> None:
-        if self._end.done():
+        if self._end.done() or self.is_over:
             return
         if error is None:
             self._end.set_result(None)
@@ -563,12 +562,14 @@ class _Batch:
 
 
 async def _all(reads: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of them at the same time; the first error ends the others."""
+    """All of them at the same time; the first error ends the others, and nothing of them is left when it is raised."""
     if len(reads) == 1:
         return [await reads[0]]
     tasks = [asyncio.ensure_future(read) for read in reads]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
