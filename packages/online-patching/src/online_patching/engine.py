@@ -41,8 +41,9 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         for name in ("decode_threads", "memory_mb"):
-            if not 1 <= getattr(self, name) <= 1 << 20:
-                raise ValueError(f"{name}: got {getattr(self, name)}, allowed 1 to {1 << 20}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= 1 << 20:
+                raise ValueError(f"{name}: got {value!r}, allowed whole numbers from 1 to {1 << 20}")
 
 
 class WorkerThreads:
@@ -50,6 +51,8 @@ class WorkerThreads:
 
     def __init__(self, count: int, name: str) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._threads = [
             threading.Thread(target=self._run, name=f"online-patching-{name}-{k}", daemon=True) for k in range(count)
         ]
@@ -57,13 +60,20 @@ class WorkerThreads:
             thread.start()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Run ``work`` on one of the threads, first come first served."""
-        self._queue.put(work)
+        """Run ``work`` on one of the threads, first come first served; in the calling one once these have ended."""
+        with self._lock:
+            if not self._is_closed:
+                self._queue.put(work)
+                return
+        # Who got hold of these threads just before they were closed would otherwise wait for ever.
+        work()
 
     def close(self) -> None:
         """End the threads when what was submitted is done."""
-        for _ in self._threads:
-            self._queue.put(None)
+        with self._lock:
+            self._is_closed = True
+            for _ in self._threads:
+                self._queue.put(None)
         for thread in self._threads:
             thread.join()
 

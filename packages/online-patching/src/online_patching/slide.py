@@ -298,6 +298,8 @@ def check_outs(requests: Sequence[PatchRequest], outs: Sequence[Pixels]) -> None
 def _checked_out(out: Pixels | None, shape: tuple[int, ...]) -> Pixels:
     if out is None:
         return np.empty(shape, np.uint8)
+    if not isinstance(out, np.ndarray):
+        raise ValueError(f"out: got a {type(out).__name__}, allowed writable C-contiguous {shape} uint8")
     if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out: got {out.shape} {out.dtype}, allowed writable C-contiguous {shape} uint8")
     return out
