@@ -147,7 +147,10 @@ def resize(pixels: Pixels, size_px: int, out: Pixels | None = None) -> Pixels:
     """
     height, width = pixels.shape[:2]
     if (height, width) == (size_px, size_px):
-        return pixels
+        if out is None or out is pixels:
+            return pixels
+        out[:] = pixels
+        return out
     shrinks = height >= size_px and width >= size_px
     multiple = math.ceil(max(height, width) / size_px - BILINEAR_SHRINK)
     if shrinks and 1 <= multiple <= MAX_MULTIPLE:

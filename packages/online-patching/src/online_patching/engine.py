@@ -89,9 +89,14 @@ class WorkerThreads:
 
 
 class MemoryGate:
-    """Lets work in while its bytes fit the bound, first come first served; used on one event loop."""
+    """Lets work in while its bytes fit, first come first served; used on one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        limit_bytes: Tells the bound, which may change while work is under way.
+    """
+
+    def __init__(self, limit_bytes: Callable[[], int]) -> None:
+        self._limit_bytes = limit_bytes
         self._taken = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -118,7 +123,7 @@ class MemoryGate:
             self._give_back(size_bytes)
 
     def _has_room(self, size_bytes: int) -> bool:
-        return self._taken == 0 or self._taken + size_bytes <= _settings.memory_mb * MEBIBYTE
+        return self._taken == 0 or self._taken + size_bytes <= self._limit_bytes()
 
     def _give_back(self, size_bytes: int) -> None:
         self._taken -= size_bytes
@@ -143,7 +148,7 @@ def _usable_cores() -> int:
 _settings = EngineSettings(decode_threads=_usable_cores())
 _lock = threading.Lock()
 _threads: dict[str, WorkerThreads] = {}
-_gate = loop.PerLoop(MemoryGate)
+_gate = loop.PerLoop(lambda: MemoryGate(lambda: _settings.memory_mb * MEBIBYTE))
 
 
 def _forget_after_fork() -> None:

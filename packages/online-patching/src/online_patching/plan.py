@@ -281,7 +281,7 @@ def merge_ranges(
         if (
             members
             and first - end <= max_gap_bytes
-            and joined <= max_request_bytes
+            and (last <= end or joined <= max_request_bytes)
             and joined <= (1 + max_over_read) * (needed + added)
         ):
             members.append(position)
