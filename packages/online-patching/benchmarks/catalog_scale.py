@@ -209,8 +209,7 @@ def measure_look_ups(catalog: str) -> dict[str, Any]:
     """Byte ranges of a patch's tiles at random slides, each touched for the first time, and its polygon."""
     import numpy as np
     from online_patching import Catalog, PatchRequest, loop
-    from online_patching.geometry import tiles_of_window
-    from online_patching.plan import patch_window
+    from online_patching.plan import choose_read, patch_window, plan_tiles
     from online_patching.storage import LocalSource
 
     opened = Catalog.open(catalog)
@@ -225,8 +224,10 @@ def measure_look_ups(catalog: str) -> dict[str, Any]:
 
     async def resolve(request: PatchRequest) -> int:
         handle = await opened.ahandle(request.slide_id)
-        window = patch_window(request, handle.header)
-        tiles = tiles_of_window(window, handle.header.levels[window.level])
+        header = handle.header
+        assert header.mpp is not None, "made with one"
+        window = patch_window(request, header.mpp, choose_read(header, request.slide_id, request.mpp))
+        tiles = list(plan_tiles([(0, window)], header.levels[window.level]))
         return len(await handle.tiles.lookup.ranges(window.level, tiles))  # type: ignore[attr-defined]
 
     rng = np.random.default_rng(0)

@@ -120,6 +120,21 @@ def test_a_closed_loop_is_freed(server: HostileServer) -> None:
     assert closed() is None
 
 
+def test_a_read_that_close_ends_says_so(server: HostileServer) -> None:
+    server.misbehave("stall_head")
+    source = open_object(f"{server.url}/a.svs")
+    threading.Timer(0.3, loop.close).start()
+    with pytest.raises(RuntimeError, match="was closed while"):
+        loop.run(source.read_ranges([(0, 4)], expected=PINNED))
+
+    async def foreign() -> bytes:
+        threading.Timer(0.3, loop.close).start()
+        return (await loop.on_loop(source.read_ranges([(0, 4)], expected=PINNED)))[0]
+
+    with pytest.raises(RuntimeError, match="was closed while"):
+        asyncio.run(foreign())
+
+
 def test_close_twice_and_from_the_loop_itself() -> None:
     async def closing() -> None:
         loop.close()

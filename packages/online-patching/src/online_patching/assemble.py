@@ -45,6 +45,9 @@ class Assembly:
         self._pieces_left = [0] * count
         self._white = [False] * count
         self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._writers = 0
+        self._is_closed = False
         self.results: list[Pixels | CorruptTileError | None] = [None] * count
 
     def expect(self, window: int, pieces: int, *, white: bool) -> None:
@@ -58,7 +61,7 @@ class Assembly:
         self._pieces_left[window] = pieces
         self._white[window] = white
         if pieces == 0:
-            self._finish(window, self._window(window))
+            self._finish(window, self._new_window(window))
 
     def collected(self) -> list[Pixels | CorruptTileError]:
         """The results, all of them."""
@@ -73,30 +76,55 @@ class Assembly:
     def paste(self, pixels: Pixels, pieces: Sequence[Piece], x0_tile_px: int, y0_tile_px: int) -> None:
         """Copy a decoded part of a tile, whose corner is (x0, y0), into all windows that need it."""
         for window, x0, y0, x1, y1, x, y in pieces:
-            target = self._window(window)
-            target[y : y + y1 - y0, x : x + x1 - x0] = pixels[
-                y0 - y0_tile_px : y1 - y0_tile_px, x0 - x0_tile_px : x1 - x0_tile_px
-            ]
-            with self._lock:
-                self._pieces_left[window] -= 1
-                done = self._pieces_left[window] == 0 and self.results[window] is None
-            if done:
-                self._finish(window, target)
+            target = self._begin(window)
+            if target is None:
+                continue
+            try:
+                target[y : y + y1 - y0, x : x + x1 - x0] = pixels[
+                    y0 - y0_tile_px : y1 - y0_tile_px, x0 - x0_tile_px : x1 - x0_tile_px
+                ]
+                with self._lock:
+                    self._pieces_left[window] -= 1
+                    done = self._pieces_left[window] == 0
+                if done:
+                    self._finish(window, target)
+            finally:
+                self._end()
 
     def fail(self, pieces: Sequence[Piece], error: CorruptTileError) -> None:
         """Give the windows of these pieces an error as their result; the first error of a window stays."""
         with self._lock:
             for piece in pieces:
-                if not isinstance(self.results[piece.window], CorruptTileError):
+                if self.results[piece.window] is None:
                     self.results[piece.window] = error
-                self._windows[piece.window] = None
+                    self._windows[piece.window] = None
 
-    def _window(self, number: int) -> Pixels:
+    def close(self) -> None:
+        """Nothing is written any more when this returns: whoever gave arrays may use them for something else.
+
+        It waits for pieces that are being copied, not for tiles that are being decoded.
+        """
         with self._lock:
+            self._is_closed = True
+            while self._writers:
+                self._idle.wait()
+
+    def _begin(self, number: int) -> Pixels | None:
+        """The window, to write a piece to; None where nobody wants it any more."""
+        with self._lock:
+            if self._is_closed or self.results[number] is not None:
+                return None
             window = self._windows[number]
             if window is None:
                 window = self._windows[number] = self._new_window(number)
+            self._writers += 1
             return window
+
+    def _end(self) -> None:
+        with self._lock:
+            self._writers -= 1
+            if self._is_closed:
+                self._idle.notify_all()
 
     def _new_window(self, number: int) -> Pixels:
         shape, out = self._shapes[number], self._outs[number]
@@ -119,7 +147,10 @@ def resize(pixels: Pixels, size_px: int, out: Pixels | None = None) -> Pixels:
     """
     height, width = pixels.shape[:2]
     if (height, width) == (size_px, size_px):
-        return pixels
+        if out is None or out is pixels:
+            return pixels
+        out[:] = pixels
+        return out
     shrinks = height >= size_px and width >= size_px
     multiple = math.ceil(max(height, width) / size_px - BILINEAR_SHRINK)
     if shrinks and 1 <= multiple <= MAX_MULTIPLE:

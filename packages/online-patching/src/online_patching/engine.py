@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from online_patching.limits import RequestLimits, request_limits, set_request_li
 # Reads of a disk or mount wait; on a network mount these many wait at the same time.
 DISK_THREADS = 16
 MEBIBYTE = 1 << 20
+MAX_DECODE_THREADS = 1024
+MAX_MEMORY_MB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,10 @@ class EngineSettings:
     memory_mb: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("decode_threads", "memory_mb"):
-            if not 1 <= getattr(self, name) <= 1 << 20:
-                raise ValueError(f"{name}: got {getattr(self, name)}, allowed 1 to {1 << 20}")
+        for name, most in (("decode_threads", MAX_DECODE_THREADS), ("memory_mb", MAX_MEMORY_MB)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name}: got {value!r}, allowed a whole number from 1 to {most}")
 
 
 class WorkerThreads:
@@ -61,11 +65,12 @@ class WorkerThreads:
         self._queue.put(work)
 
     def close(self) -> None:
-        """End the threads when what was submitted is done."""
+        """End the threads when what was submitted is done; one that a disk keeps waiting is left to end by itself."""
         for _ in self._threads:
             self._queue.put(None)
+        deadline = time.monotonic() + loop.CLOSE_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
@@ -75,20 +80,25 @@ class WorkerThreads:
 
 
 class MemoryGate:
-    """Lets work in while its bytes fit; first come first served. Used from one event loop."""
+    """Lets work in while its bytes fit, first come first served; used on one event loop.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self._free = limit_bytes
+    Args:
+        limit_bytes: Tells the bound, which may change while work is under way.
+    """
+
+    def __init__(self, limit_bytes: Callable[[], int]) -> None:
+        self._limit_bytes = limit_bytes
+        self._taken = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def reserve(self, size_bytes: int) -> AsyncIterator[None]:
-        """Hold so many bytes of the bound; what is larger than the bound holds all of it."""
-        size_bytes = min(size_bytes, self.limit_bytes)
-        if self._waiting or size_bytes > self._free:
+        """Hold so many bytes of the bound; what is larger than the bound is let in alone."""
+        if self._waiting or not self._has_room(size_bytes):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((size_bytes, turn))
+            # The bound may have been raised since somebody last left.
+            self._admit()
             try:
                 await turn
             except asyncio.CancelledError:
@@ -97,24 +107,28 @@ class MemoryGate:
                     self._give_back(size_bytes)
                 raise
         else:
-            self._free -= size_bytes
+            self._taken += size_bytes
         try:
             yield
         finally:
             self._give_back(size_bytes)
 
+    def _has_room(self, size_bytes: int) -> bool:
+        return self._taken == 0 or self._taken + size_bytes <= self._limit_bytes()
+
     def _give_back(self, size_bytes: int) -> None:
-        self._free += size_bytes
+        self._taken -= size_bytes
+        self._admit()
+
+    def _admit(self) -> None:
         while self._waiting:
             wanted, turn = self._waiting[0]
-            if turn.done():
-                self._waiting.popleft()
-                continue
-            if wanted > self._free:
-                break
+            if not turn.done():
+                if not self._has_room(wanted):
+                    break
+                self._taken += wanted
+                turn.set_result(None)
             self._waiting.popleft()
-            self._free -= wanted
-            turn.set_result(None)
 
 
 def usable_cores() -> int:
@@ -126,7 +140,7 @@ def usable_cores() -> int:
 _settings = EngineSettings(decode_threads=usable_cores())
 _lock = threading.Lock()
 _threads: dict[str, WorkerThreads] = {}
-_gates: dict[int, MemoryGate] = {}
+_gate = loop.PerLoop(lambda: MemoryGate(lambda: _settings.memory_mb * MEBIBYTE))
 
 
 def _forget_after_fork() -> None:
@@ -134,7 +148,6 @@ def _forget_after_fork() -> None:
     global _lock
     _lock = threading.Lock()
     _threads.clear()
-    _gates.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -153,10 +166,10 @@ def configure(
     requests_in_flight: int | None = None,
     requests_per_host: int | None = None,
 ) -> EngineSettings:
-    """Set what reading may use in this process; reads that are under way keep what they have.
+    """Set what reading may use in this process; reads that are under way keep the memory that they have.
 
     Args:
-        decode_threads: Threads that decode (default: one a core).
+        decode_threads: Threads that decode, at most 1024 (default: one a core).
         memory_mb: Bound on the bytes under way, in MiB (default 1024).
         requests_in_flight: Requests to all stores together at the same time (default 256).
         requests_per_host: Requests to one host at the same time (default 192).
@@ -183,7 +196,6 @@ def configure(
     with _lock:
         old = _threads.pop("decode", None) if new.decode_threads != _settings.decode_threads else None
         _settings = new
-        _gates.clear()
     if old is not None:
         old.close()
     return new
@@ -200,11 +212,8 @@ def on_disk_threads(work: Callable[[], None]) -> None:
 
 
 def memory_gate() -> MemoryGate:
-    """The bound on the bytes under way; to be called on the package's loop."""
-    key = id(asyncio.get_running_loop())
-    if key not in _gates:
-        _gates[key] = MemoryGate(_settings.memory_mb * MEBIBYTE)
-    return _gates[key]
+    """The bound on the bytes under way on the running loop."""
+    return _gate.here()
 
 
 def close() -> None:
@@ -220,7 +229,6 @@ def close() -> None:
             ended = _threads.pop(name, None)
         if ended is not None:
             ended.close()
-    _gates.clear()
 
 
 def _submit(name: str, work: Callable[[], None]) -> None:

@@ -6,8 +6,22 @@ of the slide or had to be enlarged. Slides without any of these have no entry, s
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
+
+# One for all logs, held for a moment.
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    # A thread that does not exist in the forked child may have held it.
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +45,11 @@ class HealthLog:
     """Counts by slide; any thread may add to it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._slides: dict[str, SlideHealth] = {}
 
     def __getstate__(self) -> dict[str, dict[str, SlideHealth]]:
-        return {"slides": self.report()}
-
-    def __setstate__(self, state: dict[str, dict[str, SlideHealth]]) -> None:
-        self._lock = threading.Lock()
-        self._slides = state["slides"]
+        # A copy, to which no thread adds while it is written.
+        return {"_slides": self.report()}
 
     def add(
         self,
@@ -51,7 +61,7 @@ class HealthLog:
         enlarged_patches: int = 0,
     ) -> None:
         """Count what was met in one slide."""
-        with self._lock:
+        with _lock:
             known = self._slides.get(slide_id) or SlideHealth()
             self._slides[slide_id] = replace(
                 known,
@@ -63,5 +73,5 @@ class HealthLog:
 
     def report(self) -> dict[str, SlideHealth]:
         """The counts of every slide that has any, by id."""
-        with self._lock:
+        with _lock:
             return dict(sorted(self._slides.items()))

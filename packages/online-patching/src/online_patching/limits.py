@@ -23,15 +23,17 @@ class RequestLimits:
         per_host: To one host (the bucket or container of a store, the host of a web address).
 
     Raises:
-        ValueError: One of them is below 1.
+        ValueError: One of them is no whole number or below 1.
     """
 
     in_flight: int = 256
     per_host: int = 192
 
     def __post_init__(self) -> None:
-        if self.in_flight < 1 or self.per_host < 1:
-            raise ValueError(f"in_flight={self.in_flight}, per_host={self.per_host}: both must be at least 1")
+        for value in (self.in_flight, self.per_host):
+            if not isinstance(value, int) or value < 1:
+                got = f"in_flight={self.in_flight!r}, per_host={self.per_host!r}"
+                raise ValueError(f"{got}: both must be at least 1, and whole numbers")
 
 
 _limits = RequestLimits()

@@ -12,7 +12,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,7 @@ T = TypeVar("T")
 IO_THREADS = 32
 # What clients get to say goodbye to their servers, and threads to come back from them.
 CLOSE_SECONDS = 5.0
+_ENDED = "online_patching was closed while this was under way; begin it anew"
 
 
 class _Closer(Protocol):
@@ -94,7 +95,7 @@ async def _end_everything(purpose: str) -> None:
 _owners: dict[str, _LoopThread] = {}
 _inherited: list[_LoopThread] = []
 _closers: list[tuple[str, _Closer]] = []
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def _loop_thread(purpose: str = "package") -> _LoopThread:
@@ -107,7 +108,7 @@ def _loop_thread(purpose: str = "package") -> _LoopThread:
 def _forget_after_fork() -> None:
     # The parent's lock may have been held by a thread that does not exist here.
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for owner in _owners.values():
         _disarm(owner.loop)
     # Kept, since a loop that is freed while it says that it runs complains.
@@ -181,27 +182,49 @@ def close() -> None:
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     """Start a coroutine on the package's loop and return its future at once; cancelling that ends the coroutine."""
-    return asyncio.run_coroutine_threadsafe(coroutine, _loop_thread().loop)
+    with _lock:
+        # Held until it is handed over: ``close`` would otherwise miss it, and who waits for it would wait for ever.
+        return asyncio.run_coroutine_threadsafe(coroutine, _loop_thread().loop)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the package's loop and wait for its result; an interruption of the wait ends the coroutine.
 
     Raises:
-        RuntimeError: Called from the loop itself, where waiting would never end.
+        RuntimeError: Called from the loop itself, where waiting would never end; or ``close`` ended it.
     """
     owner = _loop_thread()
     if threading.current_thread() is owner.thread:
         coroutine.close()
         raise RuntimeError("a blocking read was called from the package's own event loop: await its async twin instead")
-    future = submit(coroutine)
+    return wait_for(submit(coroutine))
+
+
+def wait_for(future: Future[T]) -> T:
+    """The result of what ``submit`` started; an interruption of the wait ends the coroutine.
+
+    Raises:
+        RuntimeError: ``close`` ended it.
+    """
     try:
         return future.result()
+    except CancelledError:
+        raise RuntimeError(_ENDED) from None
     except BaseException:
         future.cancel()
         raise
 
 
 async def on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine that runs on the package's loop, from any other running loop."""
-    return await asyncio.wrap_future(submit(coroutine))
+    """Await a coroutine that runs on the package's loop, from any other running loop.
+
+    Raises:
+        RuntimeError: ``close`` ended it.
+    """
+    try:
+        return await asyncio.wrap_future(submit(coroutine))
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError(_ENDED) from None

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from online_patching.decode import reductions
 from online_patching.errors import MagnificationError, MissingMppError
 from online_patching.formats.header import SlideHeader
@@ -37,6 +39,10 @@ MAX_GAP_BYTES = 64 * 1024
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 # Bytes that a request may fetch for nothing, as a share of those that are needed of it.
 MAX_OVER_READ = 0.25
+# 3 GB a patch; OpenCV resizes no larger ones.
+MAX_SIZE_PX = 32_767
+# A metre.
+MAX_MPP = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +64,28 @@ class PatchRequest:
     mpp: float
 
     def __post_init__(self) -> None:
-        if self.size_px < 1:
-            raise ValueError(f"size_px: got {self.size_px}, allowed at least 1")
-        if not 0 < self.mpp < math.inf:
-            raise ValueError(f"mpp: got {self.mpp}, allowed above 0 (um per pixel)")
-        if not (math.isfinite(self.x_level0_px) and math.isfinite(self.y_level0_px)):
+        check_patch_size(self.size_px, self.mpp)
+        if not (_is_finite(self.x_level0_px) and _is_finite(self.y_level0_px)):
             raise ValueError(
-                f"slide {self.slide_id}: a patch at ({self.x_level0_px}, {self.y_level0_px}), allowed finite numbers"
+                f"slide {self.slide_id}: a patch at ({self.x_level0_px!r}, {self.y_level0_px!r}), allowed"
+                " finite numbers"
             )
+
+
+def check_patch_size(size_px: int, mpp: float) -> None:
+    """Refuse a patch that cannot be.
+
+    Raises:
+        ValueError: No whole number of pixels, of at most ``MAX_SIZE_PX``, or no mpp above 0 and up to ``MAX_MPP``.
+    """
+    if not isinstance(size_px, (int, np.integer)) or not 1 <= size_px <= MAX_SIZE_PX:
+        raise ValueError(f"size_px: got {size_px!r}, allowed a whole number from 1 to {MAX_SIZE_PX}")
+    if not _is_finite(mpp) or not 0 < mpp <= MAX_MPP:
+        raise ValueError(f"mpp: got {mpp!r}, allowed a number above 0 and up to {MAX_MPP:g} (um per pixel)")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
 
 
 class LevelRead(NamedTuple):
@@ -261,7 +281,7 @@ def merge_ranges(
         if (
             members
             and first - end <= max_gap_bytes
-            and joined <= max_request_bytes
+            and (last <= end or joined <= max_request_bytes)
             and joined <= (1 + max_over_read) * (needed + added)
         ):
             members.append(position)

@@ -281,8 +281,9 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
             await _all(reads)
             await work.done()
         finally:
-            # Threads that come to it later leave it alone.
+            # Threads that come to it later leave it alone, and the caller's arrays are the caller's again.
             work.is_over = True
+            assembly.close()
     return assembly.collected()
 
 
@@ -561,12 +562,14 @@ class _Batch:
 
 
 async def _all(reads: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of them at the same time; the first error ends the others."""
+    """All of them at the same time; the first error ends the others, and nothing of them is left when it is raised."""
     if len(reads) == 1:
         return [await reads[0]]
     tasks = [asyncio.ensure_future(read) for read in reads]
     try:
         return list(await asyncio.gather(*tasks))
-    finally:
+    except BaseException:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

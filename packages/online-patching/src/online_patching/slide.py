@@ -7,6 +7,7 @@ so it needs no closing and may be used from any thread.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelGeometry, LevelPolicy, LevelWindow
 from online_patching.health import HealthLog, SlideHealth
 from online_patching.index import index_slide
-from online_patching.plan import DecodeMode, LevelRead, PatchRequest, choose_read, patch_window
+from online_patching.plan import DecodeMode, LevelRead, PatchRequest, check_patch_size, choose_read, patch_window
 from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, open_handle, read_windows
 from online_patching.storage import Store
 
@@ -62,8 +63,8 @@ def open_slide(
 
 
 def _checked_mpp(mpp: float) -> float:
-    if not 0 < mpp < 1000:
-        raise ValueError(f"mpp: got {mpp}, allowed above 0 and below 1000 (um per pixel)")
+    if not isinstance(mpp, (int, float)) or not 0 < mpp < 1000:
+        raise ValueError(f"mpp: got {mpp!r}, allowed above 0 and below 1000 (um per pixel)")
     return mpp
 
 
@@ -123,6 +124,9 @@ class Slide:
         return loop.run(self._read_level(level, x_px, y_px, width_px, height_px))
 
     async def _read_level(self, level: int, x_px: int, y_px: int, width_px: int, height_px: int) -> Pixels:
+        for name, value in (("level", level), ("x", x_px), ("y", y_px), ("width", width_px), ("height", height_px)):
+            if not isinstance(value, (int, np.integer)):
+                raise ValueError(f"slide {self.slide_id}: {name} {value!r}, allowed whole numbers")
         if not 0 <= level < len(self.levels):
             raise ValueError(f"slide {self.slide_id}: level {level}, allowed 0 to {len(self.levels) - 1}")
         if width_px < 1 or height_px < 1:
@@ -216,7 +220,14 @@ class Slide:
         decode: DecodeMode,
         out: Pixels | None,
     ) -> Pixels:
-        requests = [PatchRequest(self.slide_id, x, y, size_px, mpp) for x, y in corners]
+        check_patch_size(size_px, mpp)
+        try:
+            pairs = [(x, y) for x, y in corners]
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"slide {self.slide_id}: corners_level0_px {reprlib.repr(corners)}, allowed pairs (x, y)"
+            ) from None
+        requests = [PatchRequest(self.slide_id, x, y, size_px, mpp) for x, y in pairs]
         patches = _checked_out(out, (len(requests), size_px, size_px, 3))
         windows = patch_windows(requests, {self.slide_id: self.handle}, self._health, policy, decode, outs=patches)
         for pixels in await read_windows(windows, self._health):
@@ -297,7 +308,12 @@ def check_outs(requests: Sequence[PatchRequest], outs: Sequence[Pixels]) -> None
 
 def _checked_out(out: Pixels | None, shape: tuple[int, ...]) -> Pixels:
     if out is None:
-        return np.empty(shape, np.uint8)
+        try:
+            return np.empty(shape, np.uint8)
+        except MemoryError:
+            raise ValueError(f"{shape[0]} patches of {shape[1:]} uint8 do not fit in memory; read fewer") from None
+    if not isinstance(out, np.ndarray):
+        raise ValueError(f"out: got a {type(out).__name__}, allowed a numpy array {shape} uint8")
     if out.shape != shape or out.dtype != np.uint8 or not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError(f"out: got {out.shape} {out.dtype}, allowed writable C-contiguous {shape} uint8")
     return out

@@ -167,7 +167,7 @@ class PatchStream:
         ahead = deque(self._start_chunk(indices) for _ in range(CHUNKS_AHEAD))
         try:
             while True:
-                patches = ahead.popleft().result()
+                patches = loop.wait_for(ahead.popleft())
                 ahead.append(self._start_chunk(indices))
                 for patch in patches:
                     # Advance before handing over: the consumer may never come back for another.
