@@ -158,12 +158,14 @@ def test_absurd_sizes_are_refused_before_anything_is_read_or_allocated(path: str
     assert spy.reads == 1
 
 
-def test_what_is_read_at_a_time_is_bounded_by_the_memory(path: str) -> None:
+def test_what_is_read_at_a_time_is_bounded_by_the_memory(tmp_path: Path) -> None:
+    # A patch touches at most four tiles, which are read in one go.
+    write_pyramid(tmp_path / "x.svs", tissue_image(WIDTH, HEIGHT, 1), mpp=0.5, tile=512)
     corners = random_corners(8, 5, beyond=-100)
     most = []
     for memory_mb in (1, 1024):
         engine.configure(memory_mb=memory_mb)
-        slide, spy = spied_slide(path)
+        slide, spy = spied_slide(str(tmp_path / "x.svs"))
         read = partial(_read_one, slide)
         with ThreadPoolExecutor(8) as pool:
             alone = list(pool.map(read, corners))
