@@ -175,8 +175,8 @@ class WindowRequest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the window before it is resized."""
-        return self.window.width_level_px * self.window.height_level_px * 3
+        """Bytes of the window before or after it is resized, whichever are more."""
+        return max(self.window.width_level_px * self.window.height_level_px, (self.size_px or 0) ** 2) * 3
 
 
 async def read_windows(
@@ -192,15 +192,7 @@ async def read_windows(
         ValueError: A window does not fit in the memory that may be under way.
         StorageError: A slide could not be fetched.
     """
-    bound = settings().memory_mb << 20
-    for request in requests:
-        if request.size_bytes > bound:
-            window = request.window
-            raise ValueError(
-                f"slide {request.slide_id}: a window of {window.width_level_px} x {window.height_level_px} px at level"
-                f" {window.level} takes {request.size_bytes >> 20} MiB, allowed {bound >> 20}; read it in parts, ask"
-                " for a coarser mpp, or raise configure(memory_mb=)"
-            )
+    bound = check_fits(requests)
     health = health or HealthLog()
     parts = list(_parts(requests, bound // 4))
     if len(parts) == 1:
@@ -210,6 +202,24 @@ async def read_windows(
     for part, answer in zip(parts, answers, strict=True):
         results.update(zip(part, answer, strict=True))
     return [results[k] for k in range(len(requests))]
+
+
+def check_fits(requests: Iterable[WindowRequest]) -> int:
+    """The bytes that may be under way, all windows being smaller.
+
+    Raises:
+        ValueError: A window is larger.
+    """
+    bound = settings().memory_mb << 20
+    for request in requests:
+        if request.size_bytes > bound:
+            window = request.window
+            raise ValueError(
+                f"slide {request.slide_id}: a window of {window.width_level_px} x {window.height_level_px} px at level"
+                f" {window.level} takes {request.size_bytes >> 20} MiB, allowed {bound >> 20}; read it in parts, ask"
+                " for a coarser mpp, or raise configure(memory_mb=)"
+            )
+    return bound
 
 
 def _parts(requests: Sequence[WindowRequest], bound: int) -> Iterable[Sequence[int]]:
@@ -512,6 +522,9 @@ class _Batch:
 
     def decode(self, items: Sequence[_Item]) -> None:
         """Let a decoding thread turn tiles into pieces of patches."""
+        if self.work.is_over:
+            # After close() it would start threads that nobody asked for.
+            return
         self.work.on_threads(on_decoding_threads, lambda: self._decode(items))
 
     def _decode(self, items: Sequence[_Item]) -> None:

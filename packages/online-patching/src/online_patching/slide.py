@@ -23,7 +23,7 @@ from online_patching.geometry import LevelGeometry, LevelPolicy, LevelWindow
 from online_patching.health import HealthLog, SlideHealth
 from online_patching.index import index_slide
 from online_patching.plan import DecodeMode, LevelRead, PatchRequest, check_patch_size, choose_read, patch_window
-from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, open_handle, read_windows
+from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, check_fits, open_handle, read_windows
 from online_patching.storage import Store
 
 if TYPE_CHECKING:
@@ -228,6 +228,8 @@ class Slide:
                 f"slide {self.slide_id}: corners_level0_px {reprlib.repr(corners)}, allowed pairs (x, y)"
             ) from None
         requests = [PatchRequest(self.slide_id, x, y, size_px, mpp) for x, y in pairs]
+        # All are of one size: refused before memory for them is asked for.
+        check_fits(patch_windows(requests[:1], {self.slide_id: self.handle}, HealthLog(), policy, decode))
         patches = _checked_out(out, (len(requests), size_px, size_px, 3))
         windows = patch_windows(requests, {self.slide_id: self.handle}, self._health, policy, decode, outs=patches)
         for pixels in await read_windows(windows, self._health):
