@@ -146,7 +146,7 @@ def spied_slide(path: str) -> tuple[Slide, SpySource]:
 def test_absurd_sizes_are_refused_before_anything_is_read_or_allocated(path: str) -> None:
     slide, spy = spied_slide(path)
     for size_px, mpp in ((10**6, 0.5), (10**9, 0.5), (30_000, 0.5), (256, 5000.0)):
-        with pytest.raises(ValueError, match=r"slide spied: a window of .* MiB, allowed 1024"):
+        with pytest.raises(ValueError, match=r"slide spied: a window of .* MiB, allowed 1024|size_px: got \d+, allowed"):
             slide.read_patches([(0, 0)], size_px=size_px, mpp=mpp)
     with pytest.raises(ValueError, match="a window of"):
         slide.read_level(level=0, x_px=0, y_px=0, width_px=10**7, height_px=10**7)
@@ -276,7 +276,7 @@ def test_patches_go_to_the_memory_that_is_given(path: str, catalog: Catalog) -> 
 )
 def test_memory_that_the_patches_do_not_fit_is_refused(path: str, out: Pixels) -> None:
     slide, spy = spied_slide(path)
-    with pytest.raises(ValueError, match=r"out: got .*allowed writable C-contiguous"):
+    with pytest.raises(ValueError, match=r"out: got .*allowed (writable C-contiguous|a numpy array)"):
         slide.read_patches([(0, 0), (1, 1)], size_px=SIZE, mpp=0.5, out=out)
     assert spy.reads == 0
 
@@ -293,8 +293,8 @@ def test_a_deleted_file_fails_its_batch_and_nothing_after(path: str, tmp_path: P
     np.testing.assert_array_equal(there.read_patches([(600, 500)], size_px=SIZE, mpp=0.5), before)
 
 
-async def _free_bytes() -> int:
-    return engine.memory_gate()._free
+async def _taken_bytes() -> int:
+    return engine.memory_gate()._taken
 
 
 def test_cancelling_leaves_the_engine_usable_and_the_memory_free(path: str) -> None:
@@ -313,7 +313,7 @@ def test_cancelling_leaves_the_engine_usable_and_the_memory_free(path: str) -> N
     patches = slide.read_patches(corners[:20], size_px=SIZE, mpp=0.5)
     whole = stored_whole(path)
     assert all((patch == expected_patch(whole, c)).all() for c, patch in zip(corners[:20], patches, strict=True))
-    assert loop.run(_free_bytes()) == engine.settings().memory_mb << 20
+    assert loop.run(_taken_bytes()) == 0
 
 
 def test_many_threads_read_at_the_same_time(path: str) -> None:
