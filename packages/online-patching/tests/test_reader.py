@@ -19,20 +19,15 @@ import numpy as np
 import openslide
 import pytest
 from online_patching import Catalog, CorruptTileError, PatchRequest, Slide, StorageError, engine, loop, open_slide
+from online_patching.batch_plan import WindowRequest
 from online_patching.bytesource import ByteRange, ObjectInfo, read_start_by_info
 from online_patching.decode import Pixels
 from online_patching.geometry import LevelWindow
 from online_patching.health import HealthLog, SlideHealth
 from online_patching.index import index_slide
-from online_patching.reader import (
-    WINDOWS_AT_ONCE,
-    InMemoryLookup,
-    RangeTiles,
-    SlideHandle,
-    WindowRequest,
-    read_windows,
-)
+from online_patching.reader import WINDOWS_AT_ONCE, read_windows
 from online_patching.storage import LocalSource, Store
+from online_patching.tile_source import InMemoryLookup, RangeTiles, SlideHandle
 from written_slides import pyramid_of, tissue_image, write_pyramid
 from written_zarrs import write_ome_zarr
 
@@ -146,7 +141,7 @@ def spied_slide(path: str) -> tuple[Slide, SpySource]:
 def test_absurd_sizes_are_refused_before_anything_is_read_or_allocated(path: str) -> None:
     slide, spy = spied_slide(path)
     for size_px, mpp in ((10**6, 0.5), (10**9, 0.5), (30_000, 0.5), (256, 5000.0)):
-        with pytest.raises(ValueError, match=r"slide spied: a window of .* MiB, allowed 1024|size_px: got \d+, allowed"):
+        with pytest.raises(ValueError, match=r"slide spied: a window of .* MiB, allowed 1024|size_px: got"):
             slide.read_patches([(0, 0)], size_px=size_px, mpp=mpp)
     with pytest.raises(ValueError, match="a window of"):
         slide.read_level(level=0, x_px=0, y_px=0, width_px=10**7, height_px=10**7)

@@ -18,8 +18,8 @@ from online_patching.catalog_files import CatalogFolder
 from online_patching.decode import Pixels
 from online_patching.jobs import index_cohort
 from online_patching.listing import list_slides
-from online_patching.reader import SlideHandle, TileSource
 from online_patching.slide_table import empty_table
+from online_patching.tile_source import SlideHandle, TileSource
 from online_patching.zarr_view import zarr_key
 from s3_server import S3Server
 from shared_fixtures import real_files

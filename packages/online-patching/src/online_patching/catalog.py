@@ -19,11 +19,12 @@ from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelPolicy
 from online_patching.health import HealthLog, SlideHealth
 from online_patching.plan import DecodeMode, PatchRequest
-from online_patching.reader import SlideHandle, read_windows
+from online_patching.reader import read_windows
 from online_patching.slide import Slide, check_outs, patch_windows
 from online_patching.slide_row import SlideRow
 from online_patching.slide_table import SlideTable
 from online_patching.slides_in_use import Handles, KeptPolygon, Polygons
+from online_patching.tile_source import SlideHandle
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -29,7 +29,6 @@ from online_patching.decode import decode_tile
 from online_patching.errors import CorruptTileError, StorageError
 from online_patching.formats.header import Codec, Colour
 from online_patching.formats.zarr_codecs import ChunkCodecs, codecs_of
-from online_patching.reader import RangeTiles
 from online_patching.reference_files import (
     RECORD_TILES,
     JsonWriter,
@@ -39,6 +38,7 @@ from online_patching.reference_files import (
     public_url,
 )
 from online_patching.slide import Slide
+from online_patching.tile_source import RangeTiles
 from online_patching.zarr_view import SlideEntry, level_attributes, slide_attributes, zarr_key
 
 ReferenceFormat = Literal["kerchunk-json", "kerchunk-parquet"]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from online_patching import loop
+from online_patching.batch_plan import WindowRequest
 from online_patching.bytesource import shown_url
 from online_patching.decode import Pixels
 from online_patching.errors import CorruptTileError
@@ -23,8 +24,9 @@ from online_patching.geometry import LevelGeometry, LevelPolicy, LevelWindow
 from online_patching.health import HealthLog, SlideHealth
 from online_patching.index import index_slide
 from online_patching.plan import DecodeMode, LevelRead, PatchRequest, check_patch_size, choose_read, patch_window
-from online_patching.reader import InMemoryLookup, SlideHandle, WindowRequest, check_fits, open_handle, read_windows
+from online_patching.reader import check_fits, read_windows
 from online_patching.storage import Store
+from online_patching.tile_source import InMemoryLookup, SlideHandle, open_handle
 
 if TYPE_CHECKING:
     import zarr

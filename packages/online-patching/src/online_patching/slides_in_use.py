@@ -23,11 +23,11 @@ from online_patching.bytesource import ByteSource, ObjectInfo, shown_url
 from online_patching.cache import BoundedCache, SharedReads
 from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder
 from online_patching.errors import CatalogError
-from online_patching.reader import SlideHandle, open_handle
 from online_patching.slide_row import combined_info
 from online_patching.slide_table import SlideTable
 from online_patching.storage import LocalSource, Store, open_object
 from online_patching.stored_slide import BlockCache, StoredTiles
+from online_patching.tile_source import SlideHandle, open_handle
 from online_patching.tiletable import decode_front
 
 V = TypeVar("V")

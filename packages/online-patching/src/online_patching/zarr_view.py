@@ -39,7 +39,7 @@ from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
 from online_patching.formats.zarr_codecs import FILL_VALUE
 from online_patching.geometry import LevelGeometry
-from online_patching.reader import SlideHandle
+from online_patching.tile_source import SlideHandle
 
 METADATA = "zarr.json"
 
