@@ -26,6 +26,7 @@ $(UV):
 
 .venv/.synced: $(UV) uv.lock pyproject.toml $(wildcard packages/*/pyproject.toml)
 	$(UV) sync --locked --group dev --compile-bytecode
+	@$(RUN)/python -m compileall -q $(SOURCES)
 	@touch $@
 
 demo: setup ## the main job: slides in a bucket -> catalog -> DINO -> evaluation -> demo/report.html
