@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import shapely
 from nginx_server import NginxServer
 from online_patching import Catalog, CatalogError, PatchRequest, SlideChangedError, StorageError, loop, open_slide
 from online_patching.bytesource import ByteRange, ObjectInfo
 from online_patching.index import index_slide
 from online_patching.jobs import compute_foreground, index_cohort
 from online_patching.sampler import PatchSampler
-from online_patching.slides_in_use import PREPARE_AFTER_USES, PREPARED_IS_SAFE
 from online_patching.storage import LocalSource, Store
 from online_patching.stored_slide import look_up
 from s3_server import S3Server
@@ -202,21 +200,22 @@ def test_concurrent_readers_of_a_remote_catalog_fetch_each_front_and_polygon_onc
         first, second, a, b = await asyncio.gather(
             catalog.ahandles(["a", "b"]),
             catalog.ahandles(["c", "b"]),
-            catalog.aforeground("a"),
-            catalog.aforeground("a"),
+            loop.on_loop(catalog.read_outlines(["a"])),
+            loop.on_loop(catalog.read_outlines(["a"])),
         )
         assert first["b"] is second["b"]
-        assert a is b
+        assert a["a"] is b["a"] is catalog.outline("a")
 
     asyncio.run(read())
     local = Catalog.open(catalog_url)
     for slide_id in "abc":
         assert catalog.handle(slide_id).header == local.handle(slide_id).header
-    assert catalog.foreground("a").equals(local.foreground("a"))
     asked = [line.split('"')[1].split()[1] for line in nginx_server.requests_logged() if "/shared-reads/slides" in line]
     fronts = [each for each in asked if each.endswith("tiles.optt")]
     assert sorted(fronts) == [f"/open/shared-reads/slides/{slide_id}/tiles.optt" for slide_id in "abc"]
     assert asked.count("/open/shared-reads/slides/a/foreground.wkb") == 1
+    assert catalog.foreground("a").equals(local.foreground("a"))
+    assert asyncio.run(catalog.aforeground("a")).equals(local.foreground("a"))
 
 
 def test_a_slide_that_cannot_be_read_fails_its_own_readers_only(catalog_url: str, tmp_path: Path) -> None:
@@ -249,15 +248,7 @@ def test_tiles_of_many_slides_are_looked_up_together(catalog: Catalog) -> None:
         assert ranges == [(int(table.offset[n]), int(table.length[n])) for n in numbers]
 
 
-def test_an_often_used_polygon_is_prepared(catalog: Catalog) -> None:
-    polygon = catalog.foreground("a")
-    assert not shapely.is_prepared(polygon), "the index of a polygon that is used once costs more than it saves"
-    for _ in range(PREPARE_AFTER_USES):
-        assert catalog.foreground("a") is polygon
-    assert shapely.is_prepared(polygon) == PREPARED_IS_SAFE
-
-
-def test_many_threads_draw_from_one_prepared_polygon(catalog: Catalog) -> None:
+def test_many_threads_draw_from_one_outline(catalog: Catalog) -> None:
     draw = PatchSampler(catalog, size_px=64, mpp=[0.5], min_foreground=0.4, seed=1).draw
     expected = [draw(k) for k in range(300)]
     fresh = PatchSampler(Catalog.open(catalog.url), size_px=64, mpp=[0.5], min_foreground=0.4, seed=1)

@@ -9,16 +9,15 @@ import shapely
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from online_patching import SamplingError
-from online_patching.sampling import can_hold_patch, foreground_share, generator, sample_position
+from online_patching.outline import Outline
+from online_patching.sampling import can_hold_patch, generator, sample_position
 
 WIDTH, HEIGHT = 2000, 1500
 
 
 def blobs(circles: list[tuple[int, int, int]]) -> shapely.Geometry:
     polygon = shapely.union_all([shapely.Point(x, y).buffer(r) for x, y, r in circles])
-    polygon = shapely.intersection(polygon, shapely.box(0, 0, WIDTH, HEIGHT))
-    shapely.prepare(polygon)
-    return polygon
+    return shapely.intersection(polygon, shapely.box(0, 0, WIDTH, HEIGHT))
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,7 +36,7 @@ def test_every_sample_has_its_foreground_and_lies_on_the_slide(
     assume(can_hold_patch(polygon.area, size, share))
     try:
         position = sample_position(
-            polygon,
+            Outline.of(polygon),
             size_level0_px=size,
             width_level0_px=WIDTH,
             height_level0_px=HEIGHT,
@@ -56,18 +55,15 @@ def test_every_sample_has_its_foreground_and_lies_on_the_slide(
 
 
 def test_positions_are_uniform_over_all_that_are_allowed() -> None:
-    polygon = blobs([(300, 300, 90), (700, 350, 120)])
+    outline = Outline.of(blobs([(300, 300, 90), (700, 350, 120)]))
     size, share, draws = 100, 0.4, 4000
     allowed = {
-        (x, y)
-        for x in range(100, 900, 5)
-        for y in range(100, 600, 5)
-        if foreground_share(polygon, x + 2, y + 2, size) >= share
+        (x, y) for x in range(100, 900, 5) for y in range(100, 600, 5) if outline.share(x + 2, y + 2, size) >= share
     }
     counts: dict[tuple[int, int], int] = {}
     for index in range(draws):
         position = sample_position(
-            polygon,
+            outline,
             size_level0_px=size,
             width_level0_px=1000,
             height_level0_px=700,
@@ -125,7 +121,7 @@ def test_threads_have_generators_of_their_own() -> None:
 
 
 def test_impossible_samples_are_errors_and_no_endless_search() -> None:
-    sliver = shapely.box(100, 100, 101, 1400)
+    sliver = Outline.of(shapely.box(100, 100, 101, 1400))
     with pytest.raises(SamplingError):
         sample_position(
             sliver,
@@ -137,7 +133,7 @@ def test_impossible_samples_are_errors_and_no_endless_search() -> None:
         )
     with pytest.raises(SamplingError, match="too small"):
         sample_position(
-            shapely.MultiPolygon(),
+            Outline.of(shapely.MultiPolygon()),
             size_level0_px=10,
             width_level0_px=WIDTH,
             height_level0_px=HEIGHT,
@@ -147,9 +143,9 @@ def test_impossible_samples_are_errors_and_no_endless_search() -> None:
 
 
 def test_a_slide_smaller_than_the_patch_is_sampled_around() -> None:
-    polygon = shapely.box(0, 0, 80, 80)
+    outline = Outline.of(shapely.box(0, 0, 80, 80))
     position = sample_position(
-        polygon, size_level0_px=100, width_level0_px=80, height_level0_px=80, min_foreground=0.5, rng=generator(0, 0)
+        outline, size_level0_px=100, width_level0_px=80, height_level0_px=80, min_foreground=0.5, rng=generator(0, 0)
     )
     assert -20 <= position.x_level0_px <= 0
     assert position.foreground == pytest.approx(0.64)

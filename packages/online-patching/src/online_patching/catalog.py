@@ -6,6 +6,7 @@ and only as far as they are used, so memory does not grow with the number of til
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from online_patching.errors import CorruptTileError
 from online_patching.formats.header import SlideHeader
 from online_patching.geometry import LevelPolicy
 from online_patching.health import HealthLog, SlideHealth
+from online_patching.outline import Outline
 from online_patching.plan import DecodeMode, PatchRequest
 from online_patching.reader import read_windows
 from online_patching.slide import Slide, check_outs, patch_windows
 from online_patching.slide_row import SlideRow
 from online_patching.slide_table import SlideTable
-from online_patching.slides_in_use import Handles, KeptPolygon, Polygons
+from online_patching.slides_in_use import Handles, Outlines
 from online_patching.tile_source import SlideHandle
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Catalog:
         self._fingerprint: str | None = None
         self._health = HealthLog()
         self._handles = Handles(folder, rows, self._slide_options)
-        self._polygons = Polygons(folder, rows)
+        self._outlines = Outlines(folder, rows)
 
     @classmethod
     def open(
@@ -179,20 +181,28 @@ class Catalog:
         return await self._handles.get_many(slide_ids)
 
     def foreground(self, slide_id: str) -> shapely.Geometry:
-        """Foreground of a slide in level-0 pixels; read once while in use, and prepared for fast tests if used often.
+        """Foreground of a slide in level-0 pixels, read anew at every call.
 
         Raises:
-            CatalogError: It was not computed yet.
+            CatalogError: It was not computed yet, or is damaged.
         """
-        return self._polygons.get(slide_id).used()
+        return self._outlines.geometry(slide_id)
 
     async def aforeground(self, slide_id: str) -> shapely.Geometry:
         """Async twin of ``foreground``."""
-        return (await loop.on_loop(self.read_foregrounds([slide_id])))[slide_id].used()
+        return await asyncio.to_thread(self.foreground, slide_id)
 
-    async def read_foregrounds(self, slide_ids: Sequence[str]) -> dict[str, KeptPolygon]:
-        """Read the polygons of many slides at once, on the package's own loop, so that ``foreground`` has them."""
-        return await self._polygons.get_many(slide_ids)
+    def outline(self, slide_id: str) -> Outline:
+        """The foreground as a sampler asks it; read once, and kept while the slide is in use.
+
+        Raises:
+            CatalogError: It was not computed yet, or is damaged.
+        """
+        return self._outlines.get(slide_id)
+
+    async def read_outlines(self, slide_ids: Sequence[str]) -> dict[str, Outline]:
+        """Read the outlines of many slides at once, on the package's own loop, so that ``outline`` has them."""
+        return await self._outlines.get_many(slide_ids)
 
     def health(self) -> dict[str, SlideHealth]:
         """What went otherwise than asked since this catalog was opened, by id of the slides where anything did.

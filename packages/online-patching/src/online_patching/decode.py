@@ -17,7 +17,6 @@ does not decode to exactly one tile of 8-bit samples is a ``CorruptTileError``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -53,8 +52,11 @@ def decode_tile(data: Data, encoding: TileEncoding, width_px: int, height_px: in
     Raises:
         CorruptTileError: The bytes do not decode to such a tile.
     """
-    shape = (height_px, width_px, 3)
-    return _checked(lambda: _decode(data, encoding, height_px, width_px), data, encoding, shape)
+    try:
+        pixels = _decode(data, encoding, height_px, width_px)
+    except Exception as error:
+        raise _corrupt(data, encoding, error) from error
+    return _checked(pixels, (height_px, width_px, 3))
 
 
 def decode_region(
@@ -92,24 +94,17 @@ def decode_region(
         raise ValueError(f"a {encoding.codec} tile of {width_px} x {height_px} px cannot be reduced by {reduction}")
     if not (0 <= x0 < x1 <= width_px // reduction and 0 <= y0 < y1 <= height_px // reduction):
         raise ValueError(f"the rectangle {region} is not within a tile of {width_px} x {height_px} px / {reduction}")
-    match encoding.codec:
-        case Codec.JPEG:
-
-            def decode() -> Pixels:
-                part = decode_jpeg_part(data, encoding, width_px, height_px, region, reduction)
-                return _as_rgb(part, encoding.colour)
-
-        case Codec.JPEG2000 if reduction > 1:
-
-            def decode() -> Pixels:
-                return _reduced_jpeg2000(data, encoding.colour, height_px, width_px, reduction)[y0:y1, x0:x1]
-
-        case _:
-
-            def decode() -> Pixels:
-                return _decode(data, encoding, height_px, width_px)[y0:y1, x0:x1]
-
-    return _checked(decode, data, encoding, (y1 - y0, x1 - x0, 3))
+    try:
+        if encoding.codec is Codec.JPEG:
+            part = decode_jpeg_part(data, encoding, width_px, height_px, region, reduction)
+            pixels = _as_rgb(part, encoding.colour)
+        elif reduction > 1:
+            pixels = _reduced_jpeg2000(data, encoding.colour, height_px, width_px, reduction)[y0:y1, x0:x1]
+        else:
+            pixels = _decode(data, encoding, height_px, width_px)[y0:y1, x0:x1]
+    except Exception as error:
+        raise _corrupt(data, encoding, error) from error
+    return _checked(pixels, (y1 - y0, x1 - x0, 3))
 
 
 def reductions(encoding: TileEncoding, width_px: int, height_px: int) -> tuple[int, ...]:
@@ -132,12 +127,12 @@ def decoder_name(encoding: TileEncoding) -> str:
     return "imagecodecs"
 
 
-def _checked(decode: Callable[[], Pixels], data: Data, encoding: TileEncoding, shape: tuple[int, int, int]) -> Pixels:
-    try:
-        pixels = decode()
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CorruptTileError(f"a tile of {len(data)} bytes does not decode as {encoding.codec} ({reason})") from error
+def _corrupt(data: Data, encoding: TileEncoding, error: Exception) -> CorruptTileError:
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return CorruptTileError(f"a tile of {len(data)} bytes does not decode as {encoding.codec} ({reason})")
+
+
+def _checked(pixels: Pixels, shape: tuple[int, int, int]) -> Pixels:
     if pixels.shape != shape or pixels.dtype != np.uint8:
         raise CorruptTileError(f"a tile decodes to {pixels.shape} {pixels.dtype}, its header says {shape} uint8")
     return pixels

@@ -27,7 +27,7 @@ import simplejpeg
 from online_patching import nvimgcodec_decode
 from online_patching.formats.header import Colour, TileEncoding
 from online_patching.formats.jpeg_header import JCS_UNKNOWN
-from online_patching.jpeg_stream import Data, JpegHead, JpegTiles, is_intact
+from online_patching.jpeg_stream import Data, JpegHead, JpegTiles, is_intact, is_intact_but_for_markers
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,7 +83,7 @@ def decode_jpeg_part(
     rows = head.rows_to_decode(y1) if reduction == 1 else reduction * (y1 + 1)
     if head.shortens and rows < height_px:
         stream = tiles.stream(data, head, rows)
-        if is_intact(stream, head):
+        if is_intact_but_for_markers(stream, head):
             return _simplejpeg(stream, space, (width_px, rows), reduction, shortened=True)[y0:y1, x0:x1]
     stream = tiles.stream(data, head)
     return _simplejpeg(stream, space, size, reduction, shortened=False)[y0:y1, x0:x1]

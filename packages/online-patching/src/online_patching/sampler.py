@@ -160,7 +160,7 @@ class PatchSampler:
             slide_id = str(self.catalog.rows.value(number, "id"))
             try:
                 position = sample_position(
-                    self.catalog.foreground(slide_id),
+                    self.catalog.outline(slide_id),
                     size_level0_px=footprint_level0_px(self.size_px, mpp, float(self._base_mpp[number])),
                     width_level0_px=int(self._width_level0_px[number]),
                     height_level0_px=int(self._height_level0_px[number]),

@@ -17,9 +17,9 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from online_patching.errors import SamplingError
+from online_patching.outline import Outline
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -92,22 +92,8 @@ def can_hold_patch(
     return enough & (foreground_area_level0_px2 > 0)
 
 
-def foreground_share(polygon: shapely.Geometry, x_level0_px: float, y_level0_px: float, size_level0_px: float) -> float:
-    """Share of a patch's area that lies inside the polygon, 0 to 1."""
-    right, lower = x_level0_px + size_level0_px, y_level0_px + size_level0_px
-    box = shapely.box(x_level0_px, y_level0_px, right, lower)
-    # The two frequent cases need no clipping. These are methods, not shapely's functions: only they keep the
-    # interpreter's lock, and a prepared polygon must not be asked by two threads at once (GEOS issue 825).
-    if not polygon.intersects(box):
-        return 0.0
-    if polygon.contains(box):
-        return 1.0
-    clipped = shapely.clip_by_rect(polygon, x_level0_px, y_level0_px, right, lower)
-    return min(1.0, float(clipped.area) / size_level0_px**2)
-
-
 def sample_position(
-    polygon: shapely.Geometry,
+    outline: Outline,
     *,
     size_level0_px: float,
     width_level0_px: int,
@@ -118,27 +104,25 @@ def sample_position(
     """A patch position, uniform over all that have enough foreground.
 
     Args:
-        polygon: Valid foreground in level-0 pixels; where many samples are drawn from it, ``shapely.prepare`` makes
-            this fast.
+        outline: Of the foreground, in level-0 pixels.
         size_level0_px: Side of the patch at level 0.
         width_level0_px: Width of the slide; patches lie within it unless the slide is the smaller one.
         height_level0_px: Height of the slide.
-        min_foreground: Least share of the patch's area inside the polygon; positions without any never count.
+        min_foreground: Least share of the patch's area inside the foreground; positions without any never count.
         rng: The sample's generator.
 
     Raises:
         SamplingError: No position was found.
     """
-    empty = polygon.is_empty
-    left, upper, right, lower = (0.0, 0.0, 0.0, 0.0) if empty else polygon.bounds
+    left, upper, right, lower = outline.bounds or (0.0, 0.0, 0.0, 0.0)
     x_range = _axis_range(left, right, size_level0_px, width_level0_px, min_foreground)
     y_range = _axis_range(upper, lower, size_level0_px, height_level0_px, min_foreground)
-    if empty or x_range[0] > x_range[1] or y_range[0] > y_range[1]:
+    if outline.bounds is None or x_range[0] > x_range[1] or y_range[0] > y_range[1]:
         raise SamplingError(f"the foreground is too small for a patch of {size_level0_px:.0f} level-0 pixels")
     (first_x, end_x), (first_y, end_y) = (x_range[0], x_range[1] + 1), (y_range[0], y_range[1] + 1)
     for _ in range(MAX_PROPOSALS):
         x, y = int(rng.integers(first_x, end_x)), int(rng.integers(first_y, end_y))
-        share = foreground_share(polygon, x, y, size_level0_px)
+        share = outline.share(x, y, size_level0_px)
         if share >= min_foreground and share > 0:
             return Position(x, y, share)
     raise SamplingError(

@@ -1,6 +1,6 @@
 """What is read of a slide when it is first used, and how much of it is kept?
 
-Two files of a catalog serve a slide: its tile table (``Handles``) and its polygons (``Polygons``). In a large cohort
+Two files of a catalog serve a slide: its tile table (``Handles``) and its foreground (``Outlines``). In a large cohort
 nearly every patch is the first use of its slide, so this is on the way of every patch:
 
 1. what is kept is given at once; the least recently used slide goes first;
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,7 @@ from online_patching.bytesource import ByteSource, ObjectInfo, shown_url
 from online_patching.cache import BoundedCache, SharedReads
 from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder
 from online_patching.errors import CatalogError
+from online_patching.outline import Outline
 from online_patching.slide_row import combined_info
 from online_patching.slide_table import SlideTable
 from online_patching.storage import LocalSource, Store, open_object
@@ -36,14 +38,8 @@ V = TypeVar("V")
 KEPT_SLIDES = 2048
 # Blocks of at most 3 KB (16 x 16 tiles of 12 bytes), over all slides: 25 MB.
 KEPT_BLOCKS = 8192
-# Bytes of the polygons that are kept, as they are stored: a thousand of the usual 60 KB. In memory they take half as
-# much again.
-KEPT_POLYGON_BYTES = 64 * 2**20
-# A polygon's index costs as much to make as it saves in so many samples.
-PREPARE_AFTER_USES = 8
-# A prepared polygon must not be asked by two threads at once (GEOS issue 825), and streams draw in several. From 2.2
-# on, the predicates of shapely's geometries keep the interpreter's lock; with an older one polygons stay as they are.
-PREPARED_IS_SAFE = tuple(map(int, shapely.__version__.split(".")[:2])) >= (2, 2)
+# Bytes of the outlines that are kept: six hundred of the usual 4,000 corners.
+KEPT_OUTLINE_BYTES = 96 * 2**20
 # Sixteen million corners: more is no foreground but a damaged file.
 MAX_POLYGON_BYTES = 256 * 2**20
 
@@ -173,28 +169,16 @@ class Handles(SlideFiles[SlideHandle]):
         return self._kept.put(slide_id, open_handle(self._store, front.objects, header, stored))
 
 
-class KeptPolygon:
-    """The foreground of a slide in use."""
-
-    __slots__ = ("_polygon", "_uses")
-
-    def __init__(self, polygon: shapely.Geometry) -> None:
-        self._polygon = polygon
-        self._uses = 0
-
-    def used(self) -> shapely.Geometry:
-        """The polygon, prepared for fast tests once it is used often."""
-        self._uses += 1
-        if self._uses == PREPARE_AFTER_USES and PREPARED_IS_SAFE:
-            shapely.prepare(self._polygon)
-        return self._polygon
-
-
-class Polygons(SlideFiles[KeptPolygon]):
+class Outlines(SlideFiles[Outline]):
     """The foreground of each slide."""
 
     def __init__(self, folder: CatalogFolder, rows: SlideTable) -> None:
-        super().__init__(folder, rows, BoundedCache(len(rows) + 1, max_bytes=KEPT_POLYGON_BYTES))
+        super().__init__(folder, rows, BoundedCache(len(rows) + 1, max_bytes=KEPT_OUTLINE_BYTES))
+
+    def geometry(self, slide_id: str) -> shapely.Geometry:
+        """The polygon itself, which is not kept."""
+        with self._damage_told(slide_id):
+            return shapely.from_wkb(self._folder.read_url(self._open(slide_id).url))
 
     def _open(self, slide_id: str) -> ByteSource:
         number = self._number(slide_id)
@@ -205,22 +189,28 @@ class Polygons(SlideFiles[KeptPolygon]):
             )
         return self._open_file(number, FOREGROUND)
 
-    def _read_local(self, slide_id: str, file: LocalSource) -> KeptPolygon:
+    def _read_local(self, slide_id: str, file: LocalSource) -> Outline:
         return self._made(slide_id, self._folder.read_url(file.url))
 
-    async def _read_remote(self, slide_id: str, file: ByteSource) -> KeptPolygon:
+    async def _read_remote(self, slide_id: str, file: ByteSource) -> Outline:
         data, _ = await file.read_whole(max_bytes=MAX_POLYGON_BYTES)
         return self._made(slide_id, data)
 
-    def _read_blocking(self, slide_id: str) -> KeptPolygon:
+    def _read_blocking(self, slide_id: str) -> Outline:
         # Samples are drawn on the threads of the package's loop: one that waited for the loop could wait for itself.
         return self._made(slide_id, self._folder.read_url(self._open(slide_id).url))
 
-    def _made(self, slide_id: str, data: bytes) -> KeptPolygon:
+    def _made(self, slide_id: str, data: bytes) -> Outline:
+        with self._damage_told(slide_id):
+            outline = Outline.from_wkb(data)
+        return self._kept.put(slide_id, outline, outline.size_bytes)
+
+    @contextmanager
+    def _damage_told(self, slide_id: str) -> Iterator[None]:
         try:
-            polygon = shapely.from_wkb(data)
-        except shapely.errors.ShapelyError as error:
+            yield
+        except (shapely.errors.ShapelyError, NotImplementedError, ValueError) as error:
             raise CatalogError(
-                f"{self._folder.shown_url}: the foreground of {slide_id} is damaged ({error})"
+                f"{self._folder.shown_url}: the foreground of {slide_id} is damaged ({error}); run `online-patching"
+                " foreground` again"
             ) from error
-        return self._kept.put(slide_id, KeptPolygon(polygon), len(data))

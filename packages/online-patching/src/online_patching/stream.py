@@ -181,8 +181,8 @@ class PatchStream:
         return loop.submit(self._read(list(itertools.islice(indices, CHUNK_PATCHES))))
 
     async def _read(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        # Slides of a remote catalog all at once: drawing itself would read one polygon after the other.
-        await self.catalog.read_foregrounds(list({self.sampler.slide_of(number) for number in numbers}))
+        # Slides of a remote catalog all at once: drawing itself would read one outline after the other.
+        await self.catalog.read_outlines(list({self.sampler.slide_of(number) for number in numbers}))
         # Drawing may still read one, for a redraw, which blocks: not on the loop.
         samples = await asyncio.to_thread(lambda: [self.sampler.draw(number) for number in numbers])
         patches = await self._pixels_of(samples)
