@@ -214,13 +214,13 @@ def measure_look_ups(catalog: str) -> dict[str, Any]:
 
     opened = Catalog.open(catalog)
     read: list[int] = []
-    original = LocalSource.read_ranges
+    original = LocalSource.read_ranges_now
 
-    async def counted(self: LocalSource, ranges: Sequence[tuple[int, int]], **kwargs: Any) -> list[bytes]:
+    def counted(self: LocalSource, ranges: Sequence[tuple[int, int]], **kwargs: Any) -> list[bytes]:
         read.extend(length for _, length in ranges)
-        return await original(self, ranges, **kwargs)
+        return original(self, ranges, **kwargs)
 
-    LocalSource.read_ranges = counted  # type: ignore[method-assign]
+    LocalSource.read_ranges_now = counted  # type: ignore[method-assign]
 
     async def resolve(request: PatchRequest) -> int:
         handle = await opened.ahandle(request.slide_id)
@@ -243,7 +243,7 @@ def measure_look_ups(catalog: str) -> dict[str, Any]:
         seconds.append(time.perf_counter() - started)
         sizes.append(sum(read))
         started = time.perf_counter()
-        opened.foreground(slide_id)
+        opened.outline(slide_id)
         polygon_seconds.append(time.perf_counter() - started)
     # The first look-ups start threads and import: they are told apart.
     warm = slice(20, None)

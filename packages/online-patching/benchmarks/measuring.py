@@ -7,15 +7,15 @@ the ratios are taken round by round, and their median counts. A result is one JS
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from online_patching.bench import machine
 
 FORMAT_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -70,32 +70,6 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def machine() -> Json:
-    """What the figures depend on beside the code."""
-    return {
-        "cores": os.cpu_count(),
-        "cpu": _cpu_model(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def write_report(arguments: argparse.Namespace, benchmark: str, results: Mapping[str, Any]) -> Path:
     """Write ``<benchmark>.json`` into the output folder."""
     report = {
@@ -103,7 +77,7 @@ def write_report(arguments: argparse.Namespace, benchmark: str, results: Mapping
         "benchmark": benchmark,
         "quick": arguments.quick,
         "rounds": arguments.rounds,
-        "machine": machine(),
+        "machine": machine(LIBRARIES),
         **results,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)

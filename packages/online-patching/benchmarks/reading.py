@@ -2,15 +2,17 @@
 
     python packages/online-patching/benchmarks/reading.py [--rounds 5] [--output FOLDER] [--codecs jpeg] [--quick]
 
-Tasks: patches of 256 px, off the tile grid and in the foreground, at the stored resolution (0.25 um/px) and at half of
-it (from level 0, since the pyramid has nothing between 40x and 10x), from one large slide and uniformly from a cohort
-of 200 entries. For the cohort this package opens its catalog anew each round and draws the positions within the time
-that counts: tile tables and polygons are read then. All others get the positions ready made.
+Tasks: patches of 256 px, off the tile grid, at the stored resolution (0.25 um/px) and at half of it (from level 0,
+since the pyramid has nothing between 40x and 10x): anywhere on one large slide, in its foreground, and in the
+foreground of a cohort of 200 entries, uniformly over these. Glass takes little decoding, tissue much. For the cohort
+this package opens its catalog anew each round and draws the positions within the time that counts: tile tables and
+polygons are read then. All others get the positions ready made.
 
 Every reader is a process of its own, pinned to one CPU (with two threads: to two). Its pixels are compared with
 OpenSlide's first; one that returns others is named and not timed (but for ``decode=fast``, whose difference is told).
-Then all take turns, round by round, with other positions each round. "Pure decoding" is this package's decoder in a
-tight loop over the same tiles: the ceiling of whoever decodes whole tiles.
+Then all take turns, slice by slice, so that a machine whose speed changes from second to second is as fast for one as
+for the other; a round is the sum of its slices, and has other positions than the round before. "Pure decoding" is this
+package's decoder in a tight loop over the same tiles: the ceiling of whoever decodes whole tiles.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import os
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -49,7 +52,10 @@ ORACLE, CUCIM = "OpenSlide", "cuCIM"
 # Beside those with more threads, so that the growth is told within a round.
 ONE_THREAD = "online-patching, one thread"
 COMPARED_PATCHES = 24
-CEILING_PATCHES = 512
+# Of a slice, bare decoding gets so many.
+CEILING_PATCHES = 128
+# Slices of a round: short for one thread; with more, a slice has to be long beside its start and its end.
+SLICES, SLICES_OF_THREADS, LEAST_SLICE = 8, 2, 128
 # So many times fewer patches for who would take all the time; the figures are per patch.
 SLOW = {"tiffslide": 8}
 TITLES = {MPP: "stored level", 2 * MPP: "20x out of 40x"}
@@ -82,7 +88,7 @@ def main() -> None:
         with ExitStack() as stack:
             workers, missing = _start(stack, count, arguments.readers)
             for task in chosen:
-                results.append(_measure(task, workers, missing, arguments.rounds))
+                results.append(_measure(task, workers, missing, arguments.rounds, count))
                 results[-1]["threads"] = count
                 _print(results[-1])
     print()
@@ -102,25 +108,31 @@ def _tasks(cohort: Cohort, patches: int) -> Iterable[Task]:
         # A patch of half the resolution needs three times the tiles, JPEG 2000 ten times the time.
         count = max(16, patches // (1 if mpp == MPP else 3) // (1 if jpeg else 16))
         title = f"{cohort.codec}, {TITLES[mpp]}"
-        yield Task(
-            f"{title}, one slide",
-            cohort.codec,
-            "slide",
-            mpp,
-            max(16, count // 2),
-            str(cohort.large_catalog),
-            cohort.large_id,
-        )
+        for place in ("anywhere on one slide", "one slide") if jpeg else ("one slide",):
+            yield Task(
+                f"{title}, {place}",
+                cohort.codec,
+                "slide",
+                mpp,
+                max(16, count // 2),
+                str(cohort.large_catalog),
+                cohort.large_id,
+                anywhere=place.startswith("anywhere"),
+            )
         name = f"{title}, {len(cohort.entries)} entries"
         yield Task(name, cohort.codec, "drawn", mpp, count, str(cohort.catalog))
 
 
 def _windows(task: Task, seed: int) -> list[Window]:
-    """What this package draws from a seed, for the others."""
+    """What this package draws from a seed, for the others; or positions anywhere on one slide."""
     catalog = Catalog.open(task.catalog)
+    side = round(SIZE_PX * task.mpp / MPP)
+    if task.anywhere:
+        row, rng = catalog.row(task.slide_id), np.random.default_rng(seed)
+        corners = rng.integers(0, (row.width_px - side + 1, row.height_px - side + 1), (task.patches, 2)).tolist()
+        return [Window(row.url, x, y, side) for x, y in corners]
     sampler = PatchSampler(catalog, size_px=SIZE_PX, mpp=[task.mpp], min_foreground=MIN_FOREGROUND, seed=seed)
     urls = {row.id: row.url for row in catalog}
-    side = round(SIZE_PX * task.mpp / MPP)
     samples = [sampler.draw(number) for number in range(task.patches)]
     return [Window(urls[s.slide_id], s.position.x_level0_px, s.position.y_level0_px, side) for s in samples]
 
@@ -140,7 +152,7 @@ def _start(stack: ExitStack, threads: int, names: Iterable[str]) -> tuple[dict[s
     return workers, missing
 
 
-def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], rounds: int) -> Json:
+def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], rounds: int, threads: int) -> Json:
     """All readers on one task."""
     able = {name: worker for name, worker in workers.items() if _fits(name, task)}
     rows: dict[str, Json] = {name: {} for name in able} | {name: {"left_out": why} for name, why in missing.items()}
@@ -148,14 +160,21 @@ def _measure(task: Task, workers: dict[str, Worker], missing: dict[str, str], ro
     _compare(task, windows, able, rows)
     needs = needs_of(windows, batch=BATCH_PATCHES)
     spent: dict[str, list[Spent]] = {name: [] for name in able}
+    least = LEAST_SLICE if task.codec == "jpeg" else LEAST_SLICE // 8
+    slice_patches = max(least, -(-task.patches // (SLICES if threads == 1 else SLICES_OF_THREADS)))
     for number in range(rounds):
         windows = _windows(task, seed=number)
-        for name, worker in list(able.items()):
-            try:
-                spent[name].append(_round(task, windows, worker, number))
-            except MissingReaderError as error:
-                rows[name]["left_out"] = str(error)
-                del able[name], spent[name]
+        slices: dict[str, list[Spent]] = {name: [] for name in able}
+        for first in range(0, task.patches, slice_patches):
+            part = windows[first : first + slice_patches]
+            for name, worker in list(able.items()):
+                try:
+                    slices[name].append(_slice(task, part, worker, number, first))
+                except MissingReaderError as error:
+                    rows[name]["left_out"] = str(error)
+                    del able[name], spent[name]
+        for name in able:
+            spent[name].append(Spent.of_one(slices[name]))
     for name in spent:
         rows[name] |= _figures(name, spent)
         if name in (OURS, OURS_NVIMGCODEC, OURS_FAST):
@@ -183,7 +202,7 @@ def _fits(name: str, task: Task) -> bool:
 def _compare(task: Task, windows: list[Window], workers: dict[str, Worker], rows: dict[str, Json]) -> None:
     """Leave out who returns other pixels than the oracle, and say so."""
     some = windows[:COMPARED_PATCHES]
-    few = Task(task.name, task.codec, task.source, task.mpp, len(some), task.catalog, task.slide_id)
+    few = replace(task, patches=len(some))
     expected = workers[ORACLE].pixels(few, some, 0) if ORACLE in workers else None
     for name in list(workers):
         if name in CEILINGS:
@@ -212,13 +231,12 @@ def _difference(got: list[Pixels], expected: list[Pixels]) -> tuple[int, float]:
     return int(max(d.max() for d in differences)), float(np.mean([d.mean() for d in differences]))
 
 
-def _round(task: Task, windows: list[Window], worker: Worker, number: int) -> Spent:
-    """What a patch takes, of bare decoding a tile."""
+def _slice(task: Task, part: list[Window], worker: Worker, number: int, first: int) -> Spent:
+    """What the patches of a slice take, or their tiles in bare decoding."""
     if worker.name in CEILINGS:
-        tiles = worker.prepare(task, windows[:CEILING_PATCHES])
-        return worker.read(task, (), number).over(tiles)
-    part = windows[: max(1, len(windows) // SLOW.get(worker.name, 1))]
-    return worker.read(task, part, number).over(len(part))
+        tiles = worker.prepare(task, part[:CEILING_PATCHES])
+        return worker.read(task, (), number, first)._replace(count=tiles)
+    return worker.read(task, part[: max(1, len(part) // SLOW.get(worker.name, 1))], number, first)
 
 
 def _figures(name: str, spent: dict[str, list[Spent]]) -> Json:

@@ -1,8 +1,8 @@
 """Who can read patches from local slides: this package, its peers, and bare decoding, behind one small protocol.
 
-A ``Task`` says which patches; ``read`` does one round of it and is what is timed. This package gets a task's catalog,
-and draws the positions itself where the task is a cohort; the others get the same positions ready made, and keep every
-slide open from its first use in the round on.
+A ``Task`` says which patches; ``read`` does a slice of a round of it and is what is timed. This package gets a task's
+catalog, and draws the positions itself where the task is a cohort; the others get the same positions ready made. What
+was opened in a round, catalogs and slides, stays open until the next begins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Source = Literal["slide", "drawn"]
 SIZE_PX = 256
 MIN_FOREGROUND = 0.4
 # Patches that this package reads together where a task hands it ready positions.
-BATCH_PATCHES = 64
+BATCH_PATCHES = 128
 BATCHES_AT_ONCE = 3
 # Windows that a peer's thread takes at a time.
 _PEER_PART = 16
@@ -61,6 +61,7 @@ class Task:
         patches: How many.
         catalog: Folder of the catalog.
         slide_id: The slide of a task of one slide.
+        anywhere: Whether its patches lie anywhere on the slide, glass and all; else in the foreground.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task:
     patches: int
     catalog: str
     slide_id: str = ""
+    anywhere: bool = False
 
 
 class MissingReaderError(RuntimeError):
@@ -77,19 +79,21 @@ class MissingReaderError(RuntimeError):
 
 
 class Reader(ABC):
-    """Reads the patches of a task, one round a call."""
+    """Reads the patches of a task, a slice of a round a call."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     @abstractmethod
-    def read(self, task: Task, windows: Sequence[Window], seed: int, take: Callable[[Pixels], object]) -> None:
-        """Read all patches of a round and give each to ``take``."""
+    def read(
+        self, task: Task, windows: Sequence[Window], seed: int, first: int, take: Callable[[Pixels], object]
+    ) -> None:
+        """Read the patches from number ``first`` on of a round and give each to ``take``; 0 begins a round anew."""
 
     def pixels(self, task: Task, windows: Sequence[Window], seed: int) -> list[Pixels]:
-        """The patches themselves, in order."""
+        """The first patches of a round themselves, in order."""
         found: list[Pixels] = []
-        self.read(task, windows, seed, found.append)
+        self.read(task, windows, seed, 0, found.append)
         return found
 
 
@@ -104,6 +108,7 @@ class _Peer(Reader):
         cv2.setNumThreads(0)
         self._resize, self._area = cv2.resize, cv2.INTER_AREA
         self._lock = threading.Lock()
+        self._slides: dict[str, Any] = {}
 
     @abstractmethod
     def open(self, path: str) -> Any:
@@ -113,31 +118,37 @@ class _Peer(Reader):
     def region(self, slide: Any, x_px: int, y_px: int, side_px: int) -> Pixels:
         """A square of level 0 as RGB."""
 
-    def read(self, _task: Task, windows: Sequence[Window], _seed: int, take: Callable[[Pixels], object]) -> None:
+    def read(
+        self, _task: Task, windows: Sequence[Window], _seed: int, first: int, take: Callable[[Pixels], object]
+    ) -> None:
         """Every patch by a call of its own, which is how these libraries are used."""
-        slides: dict[str, Any] = {}
+        if first == 0:
+            self._close()
         parts = [windows[k : k + _PEER_PART] for k in range(0, len(windows), _PEER_PART)]
         if self.threads == 1:
             for part in parts:
-                self._read_part(slides, part, take)
+                self._read_part(part, take)
         else:
             found: list[list[Pixels]] = [[] for _ in parts]
             with ThreadPoolExecutor(self.threads) as pool:
-                list(pool.map(lambda k: self._read_part(slides, parts[k], found[k].append), range(len(parts))))
+                list(pool.map(lambda k: self._read_part(parts[k], found[k].append), range(len(parts))))
             for each in itertools.chain.from_iterable(found):
                 take(each)
-        for slide in slides.values():
-            if hasattr(slide, "close"):
-                slide.close()
 
-    def _read_part(self, slides: dict[str, Any], part: Sequence[Window], take: Callable[[Pixels], object]) -> None:
+    def _read_part(self, part: Sequence[Window], take: Callable[[Pixels], object]) -> None:
         for path, x, y, side in part:
-            slide = slides.get(path)
+            slide = self._slides.get(path)
             if slide is None:
                 with self._lock:
-                    slide = slides.get(path) or slides.setdefault(path, self.open(path))
+                    slide = self._slides.get(path) or self._slides.setdefault(path, self.open(path))
             pixels = self.region(slide, x, y, side)
             take(pixels if side == SIZE_PX else self._resize(pixels, (SIZE_PX, SIZE_PX), interpolation=self._area))
+
+    def _close(self) -> None:
+        for slide in self._slides.values():
+            if hasattr(slide, "close"):
+                slide.close()
+        self._slides.clear()
 
 
 class _OpenSlide(_Peer):
@@ -208,13 +219,16 @@ class _Ours(Reader):
             raise MissingReaderError("this version has no decode='fast'")
         self._options: dict[str, Any] = {"decode": self.decode} if takes_decode else {}
         self._slides: dict[tuple[str, str], Any] = {}
+        self._round: tuple[Any, Any] | None = None
 
-    def read(self, task: Task, windows: Sequence[Window], seed: int, take: Callable[[Pixels], object]) -> None:
+    def read(
+        self, task: Task, windows: Sequence[Window], seed: int, first: int, take: Callable[[Pixels], object]
+    ) -> None:
         """Through the asynchronous interface, so that planning one batch hides behind decoding another."""
         if task.source == "slide":
             self._read_slide(task, windows, take)
         else:
-            self._read_drawn(task, seed, take)
+            self._read_drawn(task, len(windows), seed, first, take)
         self._check_nvimgcodec()
 
     def _check_nvimgcodec(self) -> None:
@@ -234,24 +248,29 @@ class _Ours(Reader):
 
         _in_order(len(corners), read, take)
 
-    def _read_drawn(self, task: Task, seed: int, take: Callable[[Pixels], object]) -> None:
+    def _read_drawn(self, task: Task, count: int, seed: int, first: int, take: Callable[[Pixels], object]) -> None:
         from online_patching.sampler import PatchSampler
 
-        catalog = self._package.Catalog.open(task.catalog)
-        sampler = PatchSampler(catalog, size_px=SIZE_PX, mpp=[task.mpp], min_foreground=MIN_FOREGROUND, seed=seed)
+        if first == 0 or self._round is None:
+            cold = self._package.Catalog.open(task.catalog)
+            self._round = (
+                cold,
+                PatchSampler(cold, size_px=SIZE_PX, mpp=[task.mpp], min_foreground=MIN_FOREGROUND, seed=seed),
+            )
+        catalog, sampler = self._round
 
-        async def read(first: int) -> Sequence[Pixels]:
-            samples = [sampler.draw(number) for number in range(first, min(first + BATCH_PATCHES, task.patches))]
+        async def read(start: int) -> Sequence[Pixels]:
+            numbers = range(first + start, first + min(start + BATCH_PATCHES, count))
             requests = [
                 self._package.PatchRequest(
                     s.slide_id, s.position.x_level0_px, s.position.y_level0_px, SIZE_PX, task.mpp
                 )
-                for s in samples
+                for s in map(sampler.draw, numbers)
             ]
             found: Sequence[Pixels] = await catalog.aread_patches(requests, **self._options)
             return found
 
-        _in_order(task.patches, read, take)
+        _in_order(count, read, take)
 
 
 def _in_order(count: int, read: Callable[[int], Awaitable[Sequence[Pixels]]], take: Callable[[Pixels], object]) -> None:
@@ -314,7 +333,9 @@ class _Ceiling(_Ours):
                 os.close(descriptor)
         return len(self._jobs)
 
-    def read(self, _task: Task, _windows: Sequence[Window], _seed: int, _take: Callable[[Pixels], object]) -> None:
+    def read(
+        self, _task: Task, _windows: Sequence[Window], _seed: int, _first: int, _take: Callable[[Pixels], object]
+    ) -> None:
         """Decode what was prepared, on as many threads."""
         parts = [self._jobs[k : k + _PEER_PART] for k in range(0, len(self._jobs), _PEER_PART)]
         if self.threads == 1:

@@ -21,19 +21,23 @@ from reading_readers import READERS, MissingReaderError, Pixels, Reader, Task, W
 
 
 class Spent(NamedTuple):
-    """What a round takes, and on a busy machine the part that is the reader's own.
+    """What reading takes, and on a busy machine the part that is the reader's own.
 
     Attributes:
         seconds: By the clock.
         cpu_seconds: CPU time of the process, of all its threads.
+        count: Patches, or tiles of bare decoding, that it was spent on.
     """
 
     seconds: float
     cpu_seconds: float
+    count: int = 1
 
-    def over(self, count: int) -> Spent:
-        """The same for one of ``count`` patches."""
-        return Spent(self.seconds / count, self.cpu_seconds / count)
+    @classmethod
+    def of_one(cls, slices: Sequence[Spent]) -> Spent:
+        """What one patch of these slices takes."""
+        count = sum(each.count for each in slices)
+        return cls(sum(each.seconds for each in slices) / count, sum(each.cpu_seconds for each in slices) / count)
 
 
 class ReaderError(RuntimeError):
@@ -86,10 +90,10 @@ class Worker:
         """How many tiles bare decoding will decode in its rounds."""
         return int(self._ask("prepare", task, windows))
 
-    def read(self, task: Task, windows: Sequence[Window], seed: int) -> Spent:
-        """What one round takes."""
+    def read(self, task: Task, windows: Sequence[Window], seed: int, first: int) -> Spent:
+        """What a slice of a round takes: these windows, of which the first is number ``first`` of the round."""
         # From the program that this file is there, the class would be another one.
-        return Spent(*self._ask("read", task, windows, seed))
+        return Spent(*self._ask("read", task, windows, seed, first), len(windows))
 
     def _ask(self, *request: Any) -> Any:
         assert self._process is not None, "the worker is not running"

@@ -8,13 +8,10 @@ from online_patching.errors import MagnificationError
 from online_patching.geometry import (
     FINER_TOLERANCE,
     MAX_ENLARGEMENT,
-    LevelGeometry,
     LevelPolicy,
-    LevelWindow,
     choose_level,
     enlargement,
     footprint_level0_px,
-    tiles_of_window,
     window_at_level,
 )
 
@@ -89,25 +86,6 @@ def test_too_coarse_a_slide_is_an_error_unless_enlarging_is_asked_for() -> None:
     assert choose_level(PYRAMID, base_mpp=0.5, mpp=0.25, enlarge=True) == 0
     with pytest.raises(ValueError, match="allowed"):
         choose_level(PYRAMID, base_mpp=0.5, mpp=0.5, policy="nearest")  # type: ignore[arg-type]
-
-
-@given(
-    x=st.integers(-300, 900),
-    y=st.integers(-300, 900),
-    width=st.integers(1, 700),
-    height=st.integers(1, 700),
-    tile=st.sampled_from([16, 100, 240]),
-)
-def test_tiles_are_exactly_those_with_a_pixel_in_the_window(x: int, y: int, width: int, height: int, tile: int) -> None:
-    geometry = LevelGeometry(517, 389, tile, tile, 1.0)
-    expected = []
-    for number in range(geometry.tiles_x * geometry.tiles_y):
-        row, column = divmod(number, geometry.tiles_x)
-        left, upper = column * tile, row * tile
-        right, lower = min(left + tile, geometry.width_px), min(upper + tile, geometry.height_px)
-        if max(left, x) < min(right, x + width) and max(upper, y) < min(lower, y + height):
-            expected.append(number)
-    assert tiles_of_window(LevelWindow(0, x, y, width, height), geometry) == expected
 
 
 @given(x=st.floats(-1e5, 1e5), y=st.floats(-1e5, 1e5), downsample=st.floats(1, 64), size=st.floats(0.01, 1e5))

@@ -215,10 +215,17 @@ def test_an_interrupted_wait_ends_the_read(server: HostileServer) -> None:
     source = open_object(f"{server.url}/a.svs")
     main = threading.main_thread().ident
     assert main is not None
-    timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        # Again where the first one met a callback of the interpreter, which swallows it.
+        while not ended.wait(0.5):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         loop.run(source.read_ranges([(0, 4)], expected=PINNED))
+    ended.set()
     _until(lambda: loop.run(_state()) == (0, 0, 1))
 
 

@@ -43,7 +43,7 @@ def check_plot(path: Path, *, lines: int) -> None:
 
 def test_reading_compares_pixels_and_times_every_reader(folder: Path) -> None:
     report = run("reading", folder)
-    assert len(report["results"]) == 4
+    assert len(report["results"]) == 6
     for result in report["results"]:
         assert result["threads"] == 1
         assert 1 <= result["tiles_per_patch"] <= 16

@@ -19,7 +19,7 @@ from online_patching.health import HealthLog
 from online_patching.plan import MergedRange, Piece, merge_ranges, plan_tiles, reduced_geometry
 from online_patching.storage import LocalSource
 from online_patching.stored_slide import StoredTiles, look_up
-from online_patching.tile_source import TILES_A_TURN, RangeTiles, SlideHandle
+from online_patching.tile_source import RangeTiles, SlideHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,8 @@ class StoredTile(NamedTuple):
     data: memoryview
 
 
-def fetches_of(levels: Sequence[LevelTiles]) -> list[Fetch]:
-    """What to fetch of every object, its ranges merged over all levels that lie in it."""
+def fetches_of(levels: Sequence[LevelTiles], tiles_a_turn: int) -> list[Fetch]:
+    """What to fetch of every object, its ranges merged over all levels that lie in it, ``tiles_a_turn`` together."""
     fetches: dict[tuple[int, int], Fetch] = {}
     for level in levels:
         slide, stored_level = level.request.slide, level.request.window.level
@@ -171,18 +171,18 @@ def fetches_of(levels: Sequence[LevelTiles]) -> list[Fetch]:
         fetch.tiles.extend((level, tile) for tile in level.pieces)
         fetch.ranges.extend(level.ranges)
     for fetch in fetches.values():
-        fetch.groups.extend(_groups(merge_ranges(fetch.ranges)))
+        fetch.groups.extend(_groups(merge_ranges(fetch.ranges), tiles_a_turn))
     return [fetch for fetch in fetches.values() if fetch.groups]
 
 
-def _groups(merged: Iterable[MergedRange]) -> Iterable[list[MergedRange]]:
+def _groups(merged: Iterable[MergedRange], tiles_a_turn: int) -> Iterable[list[MergedRange]]:
     """Requests whose tiles are decoded in one go."""
     group: list[MergedRange] = []
     tiles = 0
     for each in merged:
         group.append(each)
         tiles += len(each.tiles)
-        if tiles >= TILES_A_TURN:
+        if tiles >= tiles_a_turn:
             yield group
             group, tiles = [], 0
     if group:
@@ -192,15 +192,15 @@ def _groups(merged: Iterable[MergedRange]) -> Iterable[list[MergedRange]]:
 Turn = list[tuple[Fetch, list[MergedRange]]]
 
 
-def local_turns(fetches: Sequence[Fetch]) -> list[Turn]:
-    """What is read from disks, a few tiles of any slides together."""
+def local_turns(fetches: Sequence[Fetch], tiles_a_turn: int) -> list[Turn]:
+    """What is read from disks, ``tiles_a_turn`` of any slides together."""
     turns: list[Turn] = []
-    tiles = TILES_A_TURN
+    tiles = tiles_a_turn
     for fetch in fetches:
         if not isinstance(fetch.source, LocalSource):
             continue
         for group in fetch.groups:
-            if tiles >= TILES_A_TURN:
+            if tiles >= tiles_a_turn:
                 turns.append([])
                 tiles = 0
             turns[-1].append((fetch, group))

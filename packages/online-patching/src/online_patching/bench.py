@@ -13,7 +13,7 @@ import importlib.metadata
 import itertools
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -221,14 +221,14 @@ def _total(health: Mapping[str, SlideHealth]) -> Json:
     return {"slides": len(health), **total}
 
 
-def machine() -> Json:
-    """What the figures depend on beside the slides."""
+def machine(libraries: Iterable[str] = LIBRARIES) -> Json:
+    """What the figures depend on beside the slides: cores, processor, and versions of the libraries installed."""
     return {
         "cores": usable_cores(),
         "cpu": _cpu_model(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
+        "versions": {name: version for name in libraries if (version := _version(name))},
     }
 
 

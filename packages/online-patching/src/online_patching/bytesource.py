@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
@@ -102,22 +102,19 @@ async def read_whole_by_info(source: ByteSource, max_bytes: int) -> tuple[bytes,
     return data, info
 
 
-async def gather_ranges(
-    ranges: Sequence[ByteRange], read_one: Callable[[ByteRange], Coroutine[Any, Any, T]]
-) -> list[T]:
-    """What ``read_one`` gives for every range, in order, all asked for at once; the first error ends the others.
+async def gathered(reads: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them give, in order, at the same time; the first error ends the others before it is raised.
 
-    How many are under way at a time is for ``read_one`` to bound.
+    How many are under way at a time is for them to bound.
     """
-    if len(ranges) == 1:
-        return [await read_one(ranges[0])]
-    tasks = [asyncio.create_task(read_one(each)) for each in ranges]
+    if len(reads) == 1:
+        return [await reads[0]]
+    tasks = [asyncio.ensure_future(read) for read in reads]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
         for task in tasks:
             task.cancel()
-        # Their requests end before the caller goes on.
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
 

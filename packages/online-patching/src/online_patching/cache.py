@@ -7,27 +7,17 @@ whoever asks for a value that is being read wait for that reading.
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, TypeVar
+
+from online_patching.fork_lock import ForkLock
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 # One for all caches, held for a dictionary operation or two.
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    # A thread that does not exist in the forked child may have held it.
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_lock = ForkLock()
 
 
 class BoundedCache(Generic[K, V]):

@@ -30,6 +30,7 @@ from online_patching.formats.header import Codec, Colour, TileEncoding
 from online_patching.jpeg2000_stream import check_jpeg2000, reduced
 from online_patching.jpeg_decode import decode_jpeg, decode_jpeg_part
 from online_patching.jpeg_stream import Data
+from online_patching.lzw_stream import check_lzw
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -182,6 +183,8 @@ def _from_openjpeg(data: Data, colour: Colour, subsampled: bool, height: int, wi
 def _lossless(data: Data, codec: Codec, size: int) -> Data | bytearray:
     if codec is Codec.RAW:
         return data
+    if codec is Codec.LZW:
+        check_lzw(data)
     decoder = {
         Codec.DEFLATE: imagecodecs.zlib_decode,
         Codec.LZW: imagecodecs.lzw_decode,

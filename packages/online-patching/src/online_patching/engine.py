@@ -25,6 +25,8 @@ from online_patching.limits import RequestLimits, request_limits, set_request_li
 # Reads of a disk or mount wait; on a network mount these many wait at the same time.
 DISK_THREADS = 16
 MEBIBYTE = 1 << 20
+# A hand-over from thread to thread costs a tenth of a tile.
+MAX_TILES_A_TURN = 16
 MAX_DECODE_THREADS = 1024
 MAX_MEMORY_MB = 1 << 20
 
@@ -157,6 +159,12 @@ if hasattr(os, "register_at_fork"):
 def settings() -> EngineSettings:
     """What this process may use."""
     return _settings
+
+
+def tiles_a_turn(tiles: int) -> int:
+    """How many of a batch's tiles a decoding thread takes in one go, so that all threads have their part."""
+    threads = _settings.decode_threads
+    return MAX_TILES_A_TURN if threads == 1 else max(1, min(MAX_TILES_A_TURN, tiles // (2 * threads)))
 
 
 def configure(

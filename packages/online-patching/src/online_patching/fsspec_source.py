@@ -28,7 +28,7 @@ from online_patching.bytesource import (
     check_length,
     check_unchanged,
     entity_tag,
-    gather_ranges,
+    gathered,
     host_of,
     read_start_by_info,
     read_whole_by_info,
@@ -152,7 +152,7 @@ class FsspecSource:
         async def read_one(byte_range: ByteRange) -> tuple[bytes, ObjectInfo | None]:
             return await self._tried(lambda: self._read_checked(byte_range, expected), byte_range[1])
 
-        answers = await gather_ranges(ranges, read_one)
+        answers = await gathered([read_one(each) for each in ranges])
         if expected is not None and any(info is None for _, info in answers):
             check_unchanged(await self.info(), expected, self.url)
         return [data for data, _ in answers]

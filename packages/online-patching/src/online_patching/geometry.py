@@ -1,11 +1,10 @@
 """Where does a patch lie, in the pixels of which level?
 
 A patch is a square of ``size_px`` pixels at ``mpp`` um/px whose top left corner is given in level-0 pixels. This
-module turns it into a window of one stored level, in three pure steps:
+module turns it into a window of one stored level, in two pure steps:
 
 1. ``choose_level``: the level policy (``finer`` or ``closest``);
-2. ``window_at_level``: the patch's footprint in that level's pixels, rounded to whole pixels;
-3. ``tiles_of_window``: the tiles which that window touches.
+2. ``window_at_level``: the patch's footprint in that level's pixels, rounded to whole pixels.
 
 Sub-pixel convention: pixel *i* covers the interval [i, i + 1). A window is whole pixels of the level that is read, so
 that a patch at a stored resolution is stored pixels, not a blend of them: its side is the footprint's, rounded, and it
@@ -164,19 +163,3 @@ def window_at_level(
     return LevelWindow(
         level, round(x_level0_px / downsample + inset), round(y_level0_px / downsample + inset), side, side
     )
-
-
-def tiles_of_window(window: LevelWindow, geometry: LevelGeometry) -> list[int]:
-    """Row-major numbers of the tiles that a window touches; tiles outside of the level do not exist.
-
-    Returns:
-        Ascending tile numbers; empty when the window lies wholly outside.
-    """
-    left, upper = max(window.x_level_px, 0), max(window.y_level_px, 0)
-    right = min(window.x_level_px + window.width_level_px, geometry.width_px)
-    lower = min(window.y_level_px + window.height_level_px, geometry.height_px)
-    if left >= right or upper >= lower:
-        return []
-    columns = range(left // geometry.tile_width_px, -(-right // geometry.tile_width_px))
-    rows = range(upper // geometry.tile_height_px, -(-lower // geometry.tile_height_px))
-    return [row * geometry.tiles_x + column for row in rows for column in columns]

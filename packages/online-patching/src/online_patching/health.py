@@ -6,22 +6,12 @@ of the slide or had to be enlarged. Slides without any of these have no entry, s
 
 from __future__ import annotations
 
-import os
-import threading
 from dataclasses import dataclass, replace
 
+from online_patching.fork_lock import ForkLock
+
 # One for all logs, held for a moment.
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    # A thread that does not exist in the forked child may have held it.
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+_lock = ForkLock()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from online_patching.bytesource import (
     check_length,
     check_unchanged,
     entity_tag,
-    gather_ranges,
+    gathered,
     host_of,
     read_whole_by_info,
     shown_url,
@@ -59,7 +59,7 @@ class HttpSource:
             data, info = await self._answer(*byte_range, expected)
             return check_length(data, byte_range, self.url, info)
 
-        return await gather_ranges(ranges, read_one)
+        return await gathered([read_one(each) for each in ranges])
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The first bytes, by one request: its answer tells size and version too."""

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from online_patching.fork_lock import ForkLock
+
 Pixels = npt.NDArray[np.uint8]
 
 # Interpolated chroma reaches this far from a block into the next.
@@ -27,7 +29,7 @@ _BLEED_PX = 2
 # libjpeg leaves the coefficients of what is missing at zero: uniform grey in every colour space.
 _FILL = b"\x80"
 _local = threading.local()
-_loading = threading.Lock()
+_loading = ForkLock()
 
 
 def is_available() -> bool:

@@ -17,7 +17,7 @@ from online_patching.bytesource import (
     check_size,
     check_unchanged,
     entity_tag,
-    gather_ranges,
+    gathered,
     host_of,
     version_of,
 )
@@ -74,7 +74,7 @@ class ObstoreSource:
                 return b""
             return await self._tried(lambda: self._read(byte_range, expected, tag), byte_range[1])
 
-        return await gather_ranges(ranges, read_one)
+        return await gathered([read_one(each) for each in ranges])
 
     async def read_start(self, length: int) -> tuple[bytes, ObjectInfo]:
         """The first bytes, by one request: its answer tells size and version too."""

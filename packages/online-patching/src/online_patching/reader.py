@@ -14,12 +14,10 @@ the order of the windows. What went otherwise than asked is counted by slide (``
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 from online_patching.assemble import Assembly
 from online_patching.batch_plan import (
@@ -34,8 +32,9 @@ from online_patching.batch_plan import (
     local_turns,
     plan_batch,
 )
+from online_patching.bytesource import gathered
 from online_patching.decode import Pixels, decode_region
-from online_patching.engine import memory_gate, on_decoding_threads, on_disk_threads, settings
+from online_patching.engine import memory_gate, on_decoding_threads, on_disk_threads, settings, tiles_a_turn
 from online_patching.errors import CorruptTileError
 from online_patching.health import HealthLog
 from online_patching.plan import MergedRange, Piece, region_of
@@ -43,8 +42,6 @@ from online_patching.read_counts import count_decoded, count_planned
 from online_patching.storage import LocalSource
 from online_patching.thread_work import ThreadWork
 from online_patching.tile_source import RangeTiles
-
-T = TypeVar("T")
 
 # Windows that are planned and let in together share their tiles; a larger batch goes in such parts.
 WINDOWS_AT_ONCE = 256
@@ -68,7 +65,7 @@ async def read_windows(
     parts = list(_parts(requests, bound // 4))
     if len(parts) == 1:
         return await _read_part(requests, health)
-    answers = await _all([_read_part([requests[k] for k in part], health) for part in parts])
+    answers = await gathered([_read_part([requests[k] for k in part], health) for part in parts])
     results: dict[int, Pixels | CorruptTileError] = {}
     for part, answer in zip(parts, answers, strict=True):
         results.update(zip(part, answer, strict=True))
@@ -127,7 +124,8 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
     others = [level for level in levels if not isinstance(level.request.slide.tiles, RangeTiles)]
     await find_ranges(stored)
     expect(assembly, requests, levels, health)
-    fetches = fetches_of(stored)
+    at_once = tiles_a_turn(sum(len(level.pieces) for level in stored))
+    fetches = fetches_of(stored, at_once)
     count_planned(
         patches=len(requests),
         tile_uses=sum(len(pieces) for level in levels for pieces in level.pieces.values()),
@@ -140,11 +138,11 @@ async def _read_part(requests: Sequence[WindowRequest], health: HealthLog) -> li
         work = ThreadWork()
         batch = _Batch(assembly, health, work)
         try:
-            for turn in local_turns(fetches):
+            for turn in local_turns(fetches, at_once):
                 work.on_threads(on_disk_threads, partial(_read_local, turn, batch))
             reads = [_read_remote(fetch, batch) for fetch in fetches if not isinstance(fetch.source, LocalSource)]
             reads += [batch.read_others(level) for level in others]
-            await _all(reads)
+            await gathered(reads)
             await work.done()
         finally:
             # Threads that come to it later leave it alone, and the caller's arrays are the caller's again.
@@ -167,7 +165,7 @@ async def _read_remote(fetch: Fetch, batch: _Batch) -> None:
         bodies = await fetch.source.read_ranges([(m.start, m.length) for m in group], expected=fetch.info)
         batch.decode(fetch.items(group, bodies))
 
-    await _all([read(group) for group in fetch.groups])
+    await gathered([read(group) for group in fetch.groups])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +184,7 @@ class _Batch:
         self.work.on_threads(on_decoding_threads, lambda: self._decode(items))
 
     def _decode(self, items: Sequence[StoredTile]) -> None:
-        seconds = 0.0
+        decoded, seconds = 0, 0.0
         for level, tile, data in items:
             pieces = level.pieces[tile]
             if self.work.is_over or not self.assembly.is_wanted(pieces):
@@ -195,6 +193,7 @@ class _Batch:
             slide, stored_level = request.slide, request.window.level
             geometry, encoding = slide.header.levels[stored_level], slide.header.encodings[stored_level]
             region = region_of(pieces)
+            decoded += 1
             started = time.thread_time()
             try:
                 pixels = decode_region(
@@ -212,7 +211,7 @@ class _Batch:
             finally:
                 seconds += time.thread_time() - started
             self.assembly.paste(pixels, pieces, region[0], region[1])
-        count_decoded(len(items), seconds)
+        count_decoded(decoded, seconds)
 
     async def read_others(self, level: LevelTiles) -> None:
         """Tiles that are no byte ranges: their source decodes them."""
@@ -230,17 +229,3 @@ class _Batch:
     def _fail(self, level: LevelTiles, pieces: Sequence[Piece], error: CorruptTileError) -> None:
         self.health.add(level.request.slide_id, corrupt_tiles=1)
         self.assembly.fail(pieces, error)
-
-
-async def _all(reads: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of them at the same time; the first error ends the others, and nothing of them is left when it is raised."""
-    if len(reads) == 1:
-        return [await reads[0]]
-    tasks = [asyncio.ensure_future(read) for read in reads]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

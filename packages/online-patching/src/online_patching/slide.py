@@ -7,6 +7,7 @@ so it needs no closing and may be used from any thread.
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +39,7 @@ ZARR_NAME = "slide"
 
 
 def open_slide(
-    url: str,
+    url: str | os.PathLike[str],
     *,
     mpp: float | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -55,7 +56,10 @@ def open_slide(
     Raises:
         StorageError: The object cannot be reached.
         SlideFormatError: It is not a slide that can be read with certain colours.
+        ValueError: No path or URL was given, or an mpp that cannot be.
     """
+    if not isinstance(url, (str, os.PathLike)) or not str(url):
+        raise ValueError(f"url: got {url!r}, allowed a path or URL")
     store = Store(storage_options)
     indexed = loop.run(index_slide(str(url), store, experimental=experimental))
     header = replace(indexed.header, mpp=_checked_mpp(mpp)) if mpp is not None else indexed.header

@@ -1,8 +1,8 @@
 """How is a slide's header and the place of its tiles read from a catalog, with few and small requests?
 
 ``StoredTiles`` reads one tile table: its front once, in one request of a length known beforehand, then the blocks that
-are asked for, each kept while it is in use. What is kept is told at once (``known_ranges``); ``look_up`` reads what is
-missing for many slides together: those on a disk in one hop to a thread, the others all at the same time.
+are asked for, each kept while it is in use. ``look_up`` reads what is not kept for many slides together: those on a
+disk in one hop to a thread, the others all at the same time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from online_patching.bytesource import ByteRange, ByteSource, shown_url
+from online_patching.bytesource import ByteRange, ByteSource, gathered, shown_url
 from online_patching.cache import BoundedCache
 from online_patching.formats.header import TileRanges
 from online_patching.storage import LocalSource
@@ -49,11 +49,6 @@ class StoredTiles:
     def __reduce__(self) -> tuple[type[StoredTiles], tuple[ByteSource, TileTableFront]]:
         # The blocks of all slides would travel with it.
         return StoredTiles, (self.source, self.front)
-
-    def known_ranges(self, level: int, tiles: Sequence[int]) -> list[ByteRange] | None:
-        """(start, length) of each tile without reading anything; None where a block has to be read first."""
-        plan = self._plan(level, tiles)
-        return None if plan.missing else plan.ranges()
 
     async def ranges(self, level: int, tiles: Sequence[int]) -> list[ByteRange]:
         """(start, length) of each tile."""
@@ -116,13 +111,7 @@ async def look_up(wanted: Sequence[tuple[StoredTiles, int, Sequence[int]]]) -> l
     local = [plan for plan in missing if isinstance(plan.table.source, LocalSource)]
     if local:
         reads.append(asyncio.to_thread(_read_local, local))
-    tasks = [asyncio.ensure_future(read) for read in reads]
-    try:
-        if tasks:
-            await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await gathered(reads)
     return [plan.ranges() for plan in plans]
 
 

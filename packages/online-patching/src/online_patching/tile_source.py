@@ -13,16 +13,13 @@ from typing import Protocol
 
 from online_patching.bytesource import ByteRange, ByteSource, ObjectInfo, PinnedObject, shown_url
 from online_patching.decode import Pixels, decode_tile
-from online_patching.engine import on_decoding_threads
+from online_patching.engine import on_decoding_threads, tiles_a_turn
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import Codec, SlideHeader, TileRanges
 from online_patching.plan import merge_ranges
 from online_patching.storage import Store
 from online_patching.thread_work import ThreadWork
 from online_patching.zarr_tiles import ZarrTiles
-
-# Tiles that are decoded in one go: a hand-over costs a tenth of a tile.
-TILES_A_TURN = 8
 
 
 class TileLookup(Protocol):
@@ -97,8 +94,9 @@ class RangeTiles:
         decoded: dict[int, Pixels | CorruptTileError] = {}
         work = ThreadWork()
         try:
-            for k in range(0, len(items), TILES_A_TURN):
-                turn = items[k : k + TILES_A_TURN]
+            at_once = tiles_a_turn(len(items))
+            for k in range(0, len(items), at_once):
+                turn = items[k : k + at_once]
                 work.on_threads(on_decoding_threads, partial(self._decode_whole, level, turn, decoded))
             await work.done()
         finally:
