@@ -64,7 +64,7 @@ TITLES = {MPP: "stored level", 2 * MPP: "20x out of 40x"}
 def main() -> None:
     """Measure, print, and write JSON and plots."""
     parser = parser_of(__doc__)
-    parser.add_argument("--patches", type=int, default=4096, help="of a round at the stored level (JPEG)")
+    parser.add_argument("--patches", type=int, default=2048, help="of a round at the stored level (JPEG)")
     parser.add_argument("--codecs", nargs="+", choices=get_args(CodecName), default=list(get_args(CodecName)))
     parser.add_argument("--readers", nargs="+", choices=list(READERS), default=list(READERS))
     parser.add_argument("--threads", type=int, nargs="+", help="numbers of threads (default: 1, 2, 4, ... all cores)")
