@@ -106,17 +106,17 @@ def test_pipelined_requests_wait_side_by_side_and_keep_their_order(server: LineS
             client.sendall(piece)
             time.sleep(0.002)
         assert receive(client, 10 * ANSWER_BYTES) == b"".join(map(answer, range(10)))
-        assert time.perf_counter() - started < 3 * LATENCY_MS / 1000
+        assert time.perf_counter() - started < 8 * LATENCY_MS / 1000, "one after the other"
         assert proxy.take_counts().requests == 10
 
 
 def test_the_latency_changes_while_a_connection_stays_open(server: LineServer) -> None:
-    with DelayingProxy(server.url, latency_ms=300) as proxy, connected(proxy) as client:
+    with DelayingProxy(server.url, latency_ms=3000) as proxy, connected(proxy) as client:
         proxy.set_latency(0)
         started = time.perf_counter()
         client.sendall(REQUEST)
         receive(client, ANSWER_BYTES)
-        assert time.perf_counter() - started < 0.25
+        assert time.perf_counter() - started < 2.5
         proxy.set_latency(100)
         started = time.perf_counter()
         client.sendall(REQUEST)

@@ -26,7 +26,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_patches(folder / "patches", seed=1, patches_per_class=12, patch_size=96, progress=False)
     config = yaml.safe_load((Path(__file__).parent.parent / "configs" / "ssl" / "demo.yaml").read_text())
     arguments: dict[str, Any] = config["model"]["init_args"]
-    arguments["architecture_kwargs"] = {"img_size": 96, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    arguments["architecture_kwargs"] |= {"depth": 1, "embed_dim": 48, "num_heads": 3}
     arguments["input_size_px"] = 96
     arguments["epoch_size"] = 4
     config["data"]["batch_size"] = 4
@@ -53,7 +53,7 @@ def test_from_slides_to_report(repository: Path, material: Path, tmp_path: Path)
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     about = json.loads((output / "seed_0" / "trained" / "backbone.json").read_text())
-    assert (about["step"], about["method"]) == (2, "dino")
+    assert (about["step"], about["method"]) == (2, "dinov2")
 
 
 @pytest.mark.parametrize(

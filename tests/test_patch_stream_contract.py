@@ -15,21 +15,33 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
-from online_patching import Catalog, PatchStream
+from online_patching import Catalog, GridStream, PatchStream
+from online_patching.patch_filters import Sharpness, StainedShare, WhiteShare
+from online_patching.slide_choice import ByGroup
 from ssl_train.contract import PatchStream as TrainerStream
 
 MakeStream = Callable[[], Any]
 Patch = dict[str, Any]
 
 
-@pytest.fixture(params=["one magnification", "four magnifications", "by area"])
+KINDS = (
+    *("one magnification", "four magnifications", "by area"),
+    *("a range of magnifications", "filtered", "grid"),
+)
+
+
+@pytest.fixture(params=KINDS)
 def make_stream(request: pytest.FixtureRequest, catalog: Catalog) -> MakeStream:
     """Every kind of stream that the project serves; each call makes a fresh one."""
     arguments: dict[str, dict[str, Any]] = {
         "one magnification": {"mpp": 1.0, "seed": 1},
         "four magnifications": {"mpp": [2.0, 1.0, 0.5, 0.25], "seed": 2},
         "by area": {"mpp": [0.5, 1.0], "seed": 3, "slide_sampling": "area"},
+        "a range of magnifications": {"mpp_range": [0.3, 1.5], "slide_sampling": ByGroup("width_px")},
+        "filtered": {"mpp": 0.5, "filters": [Sharpness(least_variance=5), WhiteShare(most_share=0.6)]},
     }
+    if request.param == "grid":
+        return lambda: GridStream(catalog, size_px=48, mpp=0.5)
     return lambda: PatchStream(catalog, size_px=48, **arguments[request.param])
 
 
@@ -100,8 +112,10 @@ def test_resuming_equals_never_having_stopped(make_stream: MakeStream) -> None:
 
 
 def test_a_seek_costs_nothing_however_far(make_stream: MakeStream) -> None:
-    far = at(make_stream(), 10**15)
-    assert take(far, 1)[0]["index"] == 10**15
+    stream = make_stream()
+    last = len(stream) - 1 if hasattr(stream, "__len__") else 10**15
+    far = at(stream, last)
+    assert take(far, 1)[0]["index"] == last
 
 
 def test_a_state_of_a_newer_format_is_refused(make_stream: MakeStream) -> None:
@@ -115,15 +129,48 @@ def test_streams_travel_to_workers(make_stream: MakeStream) -> None:
     assert_same(take(pickle.loads(pickle.dumps(stream)), 6), take(at(make_stream(), 6), 6))
 
 
-def test_the_trainer_accepts_the_stream_by_its_class_path(small_cohort: tuple[str, dict[str, Any]]) -> None:
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "plain": {"mpp": [1.0]},
+    "weights": {"mpp": [0.5, 1.0], "mpp_weights": [1, 3], "slide_sampling": "area"},
+    "classes": {
+        "mpp_range": [0.3, 1.5],
+        "slide_sampling": {"class_path": "online_patching.slide_choice.ByGroup", "init_args": {"column": "width_px"}},
+        "filters": [
+            {"class_path": "online_patching.patch_filters.StainedShare", "init_args": {"hue": [80, 180]}},
+            {"class_path": "online_patching.patch_filters.Sharpness", "init_args": {"least_variance": 5}},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_trainer_accepts_the_stream_by_its_class_path(name: str, small_cohort: tuple[str, dict[str, Any]]) -> None:
     url, options = small_cohort
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--stream", type=TrainerStream)
-    arguments = {"catalog": url, "size_px": 48, "mpp": [1.0], "slide_storage_options": options}
+    arguments = {"catalog": url, "size_px": 48, "slide_storage_options": options, **ARGUMENTS[name]}
     stream = {"class_path": "online_patching.PatchStream", "init_args": arguments}
     parsed = parser.parse_object({"stream": stream})
     made = parser.instantiate(parsed).stream
     assert isinstance(made, PatchStream)
-    for name in ("__iter__", "shard", "state_dict", "load_state_dict"):
-        ours, theirs = (get_type_hints(getattr(owner, name)) for owner in (PatchStream, TrainerStream))
+    if name == "classes":
+        assert made.sampler.slide_sampling == ByGroup("width_px")
+        assert made.filters == (StainedShare(hue=(80, 180)), Sharpness(least_variance=5))
+    # What a run saves as its configuration is read again.
+    again = parser.instantiate(parser.parse_string(parser.dump(parsed))).stream
+    assert again.fingerprint() == made.fingerprint()
+
+
+def test_every_stream_has_the_methods_of_the_contract(small_cohort: tuple[str, dict[str, Any]]) -> None:
+    url, options = small_cohort
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--stream", type=TrainerStream)
+    arguments = {"catalog": url, "size_px": 48, "mpp": 1.0, "slide_storage_options": options}
+    grid = {"class_path": "online_patching.GridStream", "init_args": arguments}
+    made = parser.instantiate(parser.parse_object({"stream": grid})).stream
+    assert isinstance(made, GridStream)
+    for kind, name in itertools.product(
+        (PatchStream, GridStream), ("__iter__", "shard", "state_dict", "load_state_dict")
+    ):
+        ours, theirs = (get_type_hints(getattr(owner, name)) for owner in (kind, TrainerStream))
         assert list(ours) == list(theirs), f"{name}: parameters differ from the contract"

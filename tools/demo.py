@@ -12,25 +12,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from job_steps import COLOUR_PROBE, StepFailedError, run_command, say, slides_in_bucket
 from make_sample_slides import make_patches, make_slides
-from s3_server import S3Server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COLOUR_PROBE = "fm_eval.ColourHistogram"
 PATCHES_PER_CLASS = 300
-
-
-class StepFailedError(Exception):
-    """A command of the job failed; it has said why."""
 
 
 def main() -> int:
@@ -43,7 +35,9 @@ def main() -> int:
         with _slides(arguments) as (slides, columns):
             left_out = _index(arguments, slides, columns)
             results = [path for seed in range(arguments.seeds) for path in _train_and_evaluate(arguments, seed)]
-        _run("fm-eval", "report", *results, "--output", output / "report.html", "--summary", output / "result.json")
+        run_command(
+            "fm-eval", "report", *results, "--output", output / "report.html", "--summary", output / "result.json"
+        )
     except StepFailedError as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return 2
@@ -88,15 +82,7 @@ def _slides(arguments: argparse.Namespace) -> Iterator[tuple[list[str], Path | N
         yield arguments.slides, arguments.metadata
         return
     folder = arguments.output / "slides"
-    if not (folder / "slides.csv").exists():
-        _say("make sample slides")
-        make_slides(folder)
-    _say("serve them from an S3 store on loopback")
-    with S3Server() as server:
-        url = server.upload(folder, "slides")
-        # By the environment, so that no credential enters a catalog or a config.
-        os.environ.update(server.environment)
-        print(f"{url} at {server.endpoint_url}")
+    with slides_in_bucket(folder, make_slides) as url:
         yield [url], folder / "slides.csv"
 
 
@@ -107,7 +93,9 @@ def _index(arguments: argparse.Namespace, slides: list[str], columns: Path | Non
     if columns is not None:
         options += ["--metadata", columns]
     # Exit code 1: some slides were left out, each by name; the catalog of the others is whole.
-    code = _run("online-patching", "index", *slides, "--catalog", catalog, *options, "--foreground", accept=(0, 1))
+    code = run_command(
+        "online-patching", "index", *slides, "--catalog", catalog, *options, "--foreground", accept=(0, 1)
+    )
     return code == 1
 
 
@@ -123,18 +111,19 @@ def _train_and_evaluate(arguments: argparse.Namespace, seed: int) -> list[Path]:
     def evaluate(role: str, backbone: object) -> Path:
         result = run / f"{role}.json"
         options = ["--backbone", backbone, "--role", role, "--name", role, f"--seed={seed}"]
-        _run("fm-eval", "run", "--data", data, *options, "--output", result)
+        cache = arguments.output / "embeddings"
+        run_command("fm-eval", "run", "--data", data, *options, "--cache", cache, "--output", result)
         return result
 
     config = ["--config", arguments.config, f"--seed_everything={seed}"]
     config.append(f"--data.stream.init_args.catalog={arguments.output / 'catalog'}")
     config.append(f"--data.stream.init_args.seed={seed}")
     results = [evaluate("colour", COLOUR_PROBE)]
-    _run("ssl-train", "export", *config, "--output", run / "random")
+    run_command("ssl-train", "export", *config, "--output", run / "random")
     results.append(evaluate("random", run / "random"))
-    _run("ssl-train", "fit", *config, f"--trainer.default_root_dir={run}")
+    run_command("ssl-train", "fit", *config, f"--trainer.default_root_dir={run}")
     checkpoint = run / "checkpoints" / "last.ckpt"
-    _run("ssl-train", "export", *config, "--ckpt_path", checkpoint, "--output", run / "trained")
+    run_command("ssl-train", "export", *config, "--ckpt_path", checkpoint, "--output", run / "trained")
     return [*results, evaluate("trained", run / "trained")]
 
 
@@ -143,23 +132,9 @@ def _evaluation_data(arguments: argparse.Namespace) -> Path:
         return Path(arguments.eval)
     folder: Path = arguments.output / "patches"
     if not (folder / "index.csv").exists():
-        _say("make labelled patches")
+        say("make labelled patches")
         make_patches(folder, patches_per_class=PATCHES_PER_CLASS)
     return folder
-
-
-def _run(program: str, *arguments: object, accept: tuple[int, ...] = (0,)) -> int:
-    words = [program, *(str(argument) for argument in arguments)]
-    _say(shlex.join(words))
-    sys.stdout.flush()
-    code = subprocess.run([str(Path(sys.executable).parent / program), *words[1:]], check=False).returncode
-    if code not in accept:
-        raise StepFailedError(f"`{program} {words[1]}` ended with exit code {code}; what it says above is the reason")
-    return code
-
-
-def _say(text: str) -> None:
-    print(f"\n==> {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,29 +24,43 @@ def _few_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., Path]:
     """Write a folder of images whose class is their tint, in groups of two, and return its index."""
 
-    def make(*, groups: int = 8, classes: int = 3, splits: bool = True, folder: str = "data") -> Path:
-        random = np.random.default_rng(0)
-        root = tmp_path / folder
-        root.mkdir()
-        rows = []
-        for label in range(classes):
-            for group in range(groups):
-                for copy in range(2):
-                    pixels = random.integers(0, 120, (40, 48, 3))
-                    pixels[..., label % 3] += 100 if label < 3 else 30
-                    name = f"c{label}_g{group}_{copy}.png"
-                    Image.fromarray(pixels.astype(np.uint8)).save(root / name)
-                    rows.append({"path": name, "label": f"class{label}", "group_id": f"c{label}g{group}"})
-                    if splits:
-                        rows[-1]["split"] = ("train", "train", "val", "test")[group % 4]
-        pd.DataFrame(rows).to_csv(root / "index.csv", index=False)
-        return root / "index.csv"
+    def make(*, folder: str = "data", **settings: Any) -> Path:
+        return _written_dataset(tmp_path / folder, **settings)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def module_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The index of such a folder, for all tests of a module."""
+    return _written_dataset(tmp_path_factory.mktemp("module") / "data")
+
+
+def _written_dataset(root: Path, *, groups: int = 8, classes: int = 3, splits: bool = True) -> Path:
+    random = np.random.default_rng(0)
+    root.mkdir()
+    rows = []
+    for label in range(classes):
+        for group in range(groups):
+            for copy in range(2):
+                pixels = random.integers(0, 120, (40, 48, 3))
+                pixels[..., label % 3] += 100 if label < 3 else 30
+                name = f"c{label}_g{group}_{copy}.png"
+                Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+                rows.append({"path": name, "label": f"class{label}", "group_id": f"c{label}g{group}"})
+                if splits:
+                    rows[-1]["split"] = ("train", "train", "val", "test")[group % 4]
+    pd.DataFrame(rows).to_csv(root / "index.csv", index=False)
+    return root / "index.csv"
 
 
 @pytest.fixture

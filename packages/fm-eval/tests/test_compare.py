@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fm_eval import (
     EvalResult,
+    ReportContent,
     ReportError,
     get_protocol,
     load_backbone,
@@ -16,6 +17,7 @@ from fm_eval import (
     summarise,
 )
 from fm_eval.compare import group_by_role, verdict
+from fm_eval.curves import points_of
 from fm_eval.evaluate import evaluate
 from fm_eval.result import ProbeResult, Scores
 
@@ -116,8 +118,15 @@ def test_text_of_a_result_cannot_become_markup(base: EvalResult) -> None:
         dataset={**base.dataset, "classes": classes, "name": "<i>"},
         examples={"<b>a</b>": next(iter(base.examples.values()))},
     )
-    page = render_report([hostile])
-    for markup in ("<script", "<img src=x", "<b>a", "<i>"):
+    probe = hostile.probes[0]
+    renamed = dataclasses.replace(
+        probe, scores={"<u>": probe.scores["test"]}, protocol={**probe.protocol, "name": "<s>"}
+    )
+    hostile = dataclasses.replace(hostile, probes=[renamed], reported_split="<u>")
+    point = points_of([hostile], name="<q>", checkpoint="<q>", step=1, task="<q>")
+    split = dataclasses.replace(point[0], split="<q>", metric="<q>")
+    page = render_report(ReportContent(results=[hostile], curves=[*point, split]))
+    for markup in ("<script", "<img src=x", "<b>a", "<i>", "<u>", "<s>", "<q>"):
         assert markup not in page
     with pytest.raises(ReportError, match="not base64"):
         render_report([dataclasses.replace(base, examples={"a": ['"><script>']})])
@@ -126,5 +135,5 @@ def test_text_of_a_result_cannot_become_markup(base: EvalResult) -> None:
 def test_an_undefined_metric_is_shown_with_its_reason(base: EvalResult) -> None:
     unsupervised = dataclasses.replace(base.unsupervised, odcorr=None, odcorr_undefined="0 rows with any variance")
     page = render_report([dataclasses.replace(base, unsupervised=unsupervised)])
-    assert '<span title="0 rows with any variance">undefined</span>' in page
+    assert 'undefined<small class="reason">0 rows with any variance</small>' in page
     assert not re.search(r">\W*nan\b", page, re.IGNORECASE)

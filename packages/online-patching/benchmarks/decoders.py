@@ -55,7 +55,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from online_patching import loop
-from online_patching.decode import decode_region
+from online_patching.decode import TilePart, decode_region
 from online_patching.formats.header import Codec, Colour, TileEncoding
 from online_patching.index import index_slide
 from online_patching.jpeg_stream import JpegTiles
@@ -187,7 +187,7 @@ def _decoders(tiles: Tiles, regions: Sequence[Region], reduction: int) -> dict[s
     stored, files, side, encoding = tiles.stored, tiles.files, tiles.side_px, tiles.encoding
 
     def ours(k: int) -> Pixels:
-        return decode_region(stored[k], encoding, side, side, regions[k], reduction=reduction)
+        return decode_region(TilePart(stored[k], encoding, side, side, regions[k], reduction))
 
     def cut(pixels: Pixels, k: int) -> Pixels:
         x0, y0, x1, y1 = regions[k]

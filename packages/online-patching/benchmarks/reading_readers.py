@@ -315,6 +315,7 @@ class _Ceiling(_Ours):
 
     def prepare(self, task: Task, windows: Sequence[Window]) -> int:
         """Bytes and encoding of every tile of the windows, a tile once a window; returns their number."""
+        from online_patching.decode import TilePart
         from tile_layout import TileLayout
 
         catalog = self._package.Catalog.open(task.catalog)
@@ -328,7 +329,7 @@ class _Ceiling(_Ours):
                 for number, part in layout.parts(window.x_level0_px, window.y_level0_px, window.side_level0_px):
                     data = os.pread(descriptor, layout.lengths[number], layout.offsets[number])
                     job = (data, encodings[window.path], layout.tile_width_px, layout.tile_height_px)
-                    self._jobs.append(job if self.function == "decode_tile" else (*job, tuple(part)))
+                    self._jobs.append(job if self.function == "decode_tile" else (TilePart(*job, tuple(part)),))
             finally:
                 os.close(descriptor)
         return len(self._jobs)

@@ -6,7 +6,7 @@ A web server (nginx) on loopback holds the slides, behind a proxy that lets ever
 catalog lies on the local disk. Server and proxy run on the first CPU, this process on another one, and so do the local
 files it is compared with: the same patches through ``PatchStream``, from a catalog that is opened anew each round.
 
-Beside throughput it tells: bytes fetched over bytes of the tiles needed and requests a patch (of batches of 64
+Beside throughput it tells: bytes fetched over bytes of the tiles needed and requests a patch (of batches of 128
 patches, whose needs are known exactly); CPU time a request of this package's fetching and of bare obstore making the
 same requests; tiffslide over fsspec on the same server; and how throughput grows with the patches in flight.
 """

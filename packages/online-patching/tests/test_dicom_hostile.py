@@ -32,10 +32,10 @@ def assert_names_the_file(error: PatchingError) -> None:
 
 def refusal(data: bytes) -> str:
     """The error of a hostile file, which must come in time and in little memory."""
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SlideFormatError) as caught:
         index_bytes(data, URL)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert_names_the_file(caught.value)
     tracemalloc.start()
     try:
@@ -77,9 +77,9 @@ def test_damaged_files_end_in_a_typed_error_quickly(files: dict[str, bytes], dat
         else:
             damaged[place : place + 4] = data.draw(st.binary(min_size=4, max_size=4))
     cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
-    started = time.monotonic()
+    started = time.process_time()
     result = index_or_error(bytes(damaged[:cut]), URL)
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     if isinstance(result, PatchingError):
         assert_names_the_file(result)
     else:

@@ -96,10 +96,10 @@ def test_damaged_files_of_every_layout_are_read_or_refused_quickly(tmp_path: Pat
     cut = data.draw(st.one_of(st.just(len(damaged)), st.integers(0, len(damaged))))
     path = tmp_path / "damaged.tif"
     path.write_bytes(bytes(damaged[:cut]))
-    started = time.monotonic()
+    started = time.process_time()
     outcome = opened_and_read(path)
     assert outcome == (100, 100, 3) or "damaged.tif" in str(outcome)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 ENCODED = {
@@ -122,14 +122,14 @@ def test_damaged_tiles_decode_to_a_tile_or_are_corrupt(data: st.DataObject) -> N
     damaged = bytearray(ENCODED[kind])
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(0, min(300, len(damaged)) - 1))] = data.draw(st.integers(0, 255))
-    started = time.monotonic()
+    started = time.process_time()
     try:
         pixels = decode_tile(bytes(damaged), TileEncoding(*kind), 64, 64)
         assert pixels.shape == (64, 64, 3)
         assert pixels.dtype == np.uint8
     except CorruptTileError:
         pass
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_what_another_writer_wrote_and_was_cut_off_is_refused(tmp_path: Path) -> None:

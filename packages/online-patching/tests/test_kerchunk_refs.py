@@ -296,12 +296,12 @@ def test_what_is_not_understood_is_refused_by_name(
     document = json.loads(good)
     change(document)
     (tmp_path / "x.json").write_text(json.dumps(document))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SlideFormatError, match=reason) as caught:
         open_slide(str(tmp_path / "x.json"))
     assert "x.json" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_missing_target_is_named(good: str, tmp_path: Path) -> None:

@@ -76,10 +76,10 @@ def test_a_string_after_a_clear_code_is_a_corrupt_tile_and_no_crash() -> None:
 
 def test_tables_cleared_all_the_time_are_refused_in_time() -> None:
     for codes in ("100000000" * 200_000, ("100000000" + "000000001") * 100_000):
-        started = time.monotonic()
+        started = time.process_time()
         with pytest.raises(ValueError, match="too many tables"):
             check_lzw(packed(codes))
-        assert time.monotonic() - started < 2
+        assert time.process_time() - started < 2
 
 
 def test_thousands_of_damaged_tiles_crash_no_process() -> None:

@@ -202,10 +202,10 @@ def test_hostile_groups_are_refused_by_name(tmp_path: Path, name: str) -> None:
     write_ome_zarr(tmp_path / "outside", LEVELS[:1], version="0.5")
     edited(folder / "zarr.json", edit)
     store = RecordingStore()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SlideFormatError, match=message) as caught:
         run(read_ome_zarr(store, str(folder)))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert "x.zarr/zarr.json" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(url.startswith(f"{folder}/") and ".." not in url for url in store.opened)
@@ -233,17 +233,17 @@ def test_a_scale_that_says_nothing_gives_no_mpp(tmp_path: Path, scale: object) -
 def test_documents_that_are_no_json_objects(tmp_path: Path, where: str, content: bytes) -> None:
     write_ome_zarr(tmp_path / "x.zarr", LEVELS[:2], version="0.5")
     (tmp_path / "x.zarr" / where).write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SlideFormatError, match=where):
         read(tmp_path / "x.zarr")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_huge_document_is_not_read(tmp_path: Path) -> None:
     write_ome_zarr(tmp_path / "x.zarr", LEVELS[:2], version="0.5")
     with (tmp_path / "x.zarr" / "s0" / "zarr.json").open("ab") as file:
         file.truncate(100 << 20)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(SlideFormatError, match=r"s0/zarr\.json: 104857600 bytes, at most"):
         read(tmp_path / "x.zarr")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -5,6 +5,8 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from online_patching import outline as outline_module
+from online_patching.coverage import covered_areas
 from online_patching.outline import Outline
 
 EXTENT = 4000
@@ -51,12 +53,43 @@ def test_the_share_is_the_area_that_shapely_clips(
     geometry: shapely.Geometry, seed: int, side: float, whole: bool
 ) -> None:
     rng = np.random.default_rng(seed)
+    many = rng.uniform(-side, EXTENT, (2, 10))
+    width, height = side * rng.uniform(0.3, 2, 2)
+    boxes = shapely.box(*many, many[0] + width, many[1] + height)
+    areas = shapely.area(shapely.intersection(geometry, boxes)) / (width * height)
+    np.testing.assert_allclose(Outline.of(geometry).shares(*many, width, height), areas, atol=2e-9)
     outlines = [Outline.of(geometry), Outline.of(turned(geometry)), Outline.from_wkb(shapely.to_wkb(geometry))]
     for _ in range(10):
         x, y = rng.uniform(-side, EXTENT, 2).round() if whole else rng.uniform(-side, EXTENT, 2)
         expected = shapely.intersection(geometry, shapely.box(x, y, x + side, y + side)).area / side**2
         for outline in outlines:
             assert outline.share(x, y, side) == pytest.approx(expected, abs=2e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometry=polygons(), seed=st.integers(0, 1000))
+def test_edges_are_found_by_rows_as_among_all(geometry: shapely.Geometry, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for left, upper, side in np.column_stack([rng.uniform(-500, EXTENT, (12, 2)), rng.uniform(1, 2000, 12)]).tolist():
+        outline = Outline.of(geometry)
+        among_all = outline.share(left, upper, side)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(outline_module, "_MANY_POINTS", 0)
+            patch.setattr(outline_module, "_USES_BEFORE_ROWS", 0)
+            assert outline.share(left, upper, side) == among_all, "the same to the last bit"
+
+
+@settings(max_examples=60, deadline=None)
+@given(geometry=polygons(), seed=st.integers(0, 1000))
+def test_the_areas_of_a_whole_grid_are_those_that_shapely_clips(geometry: shapely.Geometry, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = (np.unique(rng.uniform(-200, EXTENT + 200, rng.integers(2, 12)).round(rng.integers(0, 3))) for _ in range(2))
+    outline = Outline.of(turned(geometry)) if seed % 2 else Outline.of(geometry)
+    cells = shapely.box(
+        *(each.ravel() for each in np.meshgrid(x[:-1], y[:-1])), *(each.ravel() for each in np.meshgrid(x[1:], y[1:]))
+    )
+    expected = shapely.area(shapely.intersection(geometry, cells)).reshape(len(y) - 1, len(x) - 1)
+    np.testing.assert_allclose(covered_areas(outline, x, y), expected, atol=1e-6)
 
 
 def test_inside_and_outside_are_exact() -> None:

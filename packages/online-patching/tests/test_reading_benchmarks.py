@@ -1,4 +1,4 @@
-"""The benchmarks of reading run through on tiny inputs, and their reports say what was measured where."""
+"""The benchmarks of reading and of foreground run through on tiny inputs; reports say what was measured where."""
 
 from __future__ import annotations
 
@@ -78,3 +78,12 @@ def test_memory_is_followed_and_what_is_left_is_named(folder: Path) -> None:
         assert measured[name]["last_mib"] > 0
     assert all(set(each["left"]) == {"python_threads", "threads", "sockets", "files"} for each in measured.values())
     check_plot(folder / "memory.svg", lines=2)
+
+
+def test_the_foreground_of_huge_slides_costs_no_more_than_its_budget(folder: Path) -> None:
+    report = run("foreground_cost", folder)
+    assert len(report["results"]) == 4
+    for result in report["results"]:
+        assert result["overlap"] > 0.9, result["slide"]
+        assert result["megabytes"] < 64
+    assert not list(folder.glob("tmp*")), "a slide was left behind"

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from online_patching.errors import CatalogError
 from online_patching.slide_row import Scalar, SlideRow
-from online_patching.slide_table import OWN_COLUMNS, SlideTable, empty_table
+from online_patching.slide_table import ADDED_COLUMNS, OWN_COLUMNS, SlideTable, empty_table
 
 
 def row(slide_id: str, *, mpp: float | None = 0.25, area: float | None = None, **columns: Scalar) -> SlideRow:
@@ -105,6 +105,32 @@ def test_the_fingerprint_sees_what_decides_a_stream(change: dict[str, object]) -
     assert SlideTable.from_rows(changed).fingerprint() != SlideTable.from_rows(rows).fingerprint()
     labelled = [replace(each, columns={"label": 1}) for each in rows]
     assert SlideTable.from_rows(labelled).fingerprint() == SlideTable.from_rows(rows).fingerprint()
+
+
+def test_the_fingerprint_sees_another_polygon_of_the_same_area() -> None:
+    rows = [row("a"), row("b")]
+    tables = [
+        SlideTable.from_rows([rows[0], rows[1].with_foreground("geojson replace", 2.0, wkb)]) for wkb in (b"1", b"2")
+    ]
+    assert tables[0].numbers("foreground_area_level0_px2").tolist()[1] == 2.0
+    assert tables[0].fingerprint() != tables[1].fingerprint()
+    other = SlideTable.from_rows([rows[0], rows[1].with_foreground("stain", 2.0, b"1")])
+    assert other.fingerprint() == tables[0].fingerprint(), "by whom it was found is not what a stream is made of"
+    assert rows[1].with_foreground("stain", 2.0, b"1").without_foreground() == rows[1]
+
+
+def test_a_table_of_an_earlier_version_has_neither_methods_nor_digests() -> None:
+    table = SlideTable.from_rows([row("a", area=1.0), row("b")])
+    earlier = SlideTable(table.arrow.drop_columns(list(ADDED_COLUMNS)))
+    assert list(earlier) == list(table)
+    assert earlier.fingerprint() == table.fingerprint()
+    assert earlier.to_parquet() == table.to_parquet()
+    # Its file has no such columns.
+    written = pq.read_table(pa.BufferReader(table.to_parquet()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(written.drop_columns(list(ADDED_COLUMNS)), sink)
+    read = SlideTable.from_parquet(sink.getvalue().to_pybytes(), "catalog")
+    assert list(read) == list(table)
 
 
 def test_a_table_travels_to_other_processes_once() -> None:

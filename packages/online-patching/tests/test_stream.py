@@ -4,7 +4,10 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import shutil
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,21 @@ import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
-from online_patching import Catalog, CatalogError, CorruptTileError, PatchStream, loop
+from online_patching import (
+    Catalog,
+    CatalogError,
+    CorruptTileError,
+    PatchStream,
+    SamplingError,
+    SlideFormatError,
+    StorageError,
+    loop,
+    patch_feed,
+)
 from online_patching.jobs import compute_foreground, index_cohort
+from online_patching.patch_filters import Sharpness, StainedShare, WhiteShare
 from online_patching.shard import Shard
+from online_patching.stream_metrics import StreamMetrics
 from written_slides import tissue_image, write_pyramid
 
 
@@ -112,11 +127,15 @@ def test_states_that_do_not_fit_are_refused(catalog: Catalog) -> None:
         ({"seed": 4}, "seed 4"),
         ({"fingerprint": "x"}, "fingerprint"),
         ({"format_version": 9}, "format_version 9"),
-        ({"position": -1}, "position -1"),
+        ({"format_version": 1}, "format_version 1, allowed 2"),
+        ({"position": -1}, "position: got -1"),
     ):
         with pytest.raises(ValueError, match=reason):
             stream.load_state_dict({**state, **change})
-    for other in ({"mpp": 0.5}, {"size_px": 64}, {"slide_sampling": "area"}):
+    for other in (
+        *({"mpp": 0.5}, {"size_px": 64}, {"slide_sampling": "area"}, {"filters": [StainedShare()]}),
+        *({"mpp": [1.0, 2.0]}, {"mpp": [1.0], "mpp_range": None, "min_foreground": 0.5}),
+    ):
         with pytest.raises(ValueError, match="fingerprint"):
             PatchStream(catalog, **{"size_px": 48, "mpp": 1.0, "seed": 3, **other}).load_state_dict(state)
     stream.load_state_dict({**state, "position": 5})
@@ -201,18 +220,96 @@ def corrupt_catalog(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_corrupt_tiles_are_drawn_anew_deterministically_and_counted(corrupt_catalog: str) -> None:
-    first = PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0)
+    first = PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0, most_corrupt_share=1)
     patches = take(first, 96)
     assert first.corrupt_patches["bad"] > 5
     assert set(first.corrupt_patches) == {"bad"}
     assert [patch["index"] for patch in patches] == list(range(96))
-    assert same(patches, take(PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0), 96))
-    sharded = PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0)
+    assert same(patches, take(PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0, most_corrupt_share=1), 96))
+    sharded = PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0, most_corrupt_share=1)
     take(sharded.shard(global_batch_size=8, rank=0, world_size=1, worker=0, num_workers=1), 96)
     # A shard may have read further ahead than the consumer took.
     assert sharded.corrupt_patches["bad"] > 5, "the count of a shard is lost to the owner of the stream"
     with pytest.raises(CorruptTileError, match=r"bad\.svs: level 0, tile"):
         take(PatchStream(corrupt_catalog, size_px=64, mpp=0.5, seed=0, on_corrupt="raise"), 96)
+
+
+def test_a_stream_stops_when_too_much_is_corrupt_and_names_the_slides(corrupt_catalog: str) -> None:
+    with pytest.raises(SlideFormatError, match=r"bad \(\d+\) of 1 slides; .*where=\"id not in \('bad',\)\"") as caught:
+        take(PatchStream(corrupt_catalog, size_px=64, mpp=0.5, most_corrupt_share=0.02), 2000)
+    assert "patches had tiles that do not decode, allowed 2.0% (most_corrupt_share)" in str(caught.value)
+    # What the message proposes is the way out.
+    without = PatchStream(corrupt_catalog, size_px=64, mpp=0.5, most_corrupt_share=0.02, where="id not in ('bad',)")
+    assert {patch["slide_id"] for patch in take(without, 600)} == {"good"}
+    assert not without.metrics().corrupt_patches
+
+
+def test_a_store_that_fails_is_an_error_and_nothing_is_drawn_in_its_place(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = PatchStream(catalog, size_px=48, mpp=1.0, seed=3)
+    taken = iter(stream)
+    next(taken)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise StorageError("the store is away")
+
+    monkeypatch.setattr(Catalog, "read_or_report", refuse)
+    with pytest.raises(StorageError, match="the store is away"):
+        list(itertools.islice(taken, 10_000))
+    assert not stream.metrics().corrupt_patches
+    assert stream.position == stream.metrics().patches
+
+
+def test_metrics_count_what_was_handed_over_and_waited_for(catalog: Catalog) -> None:
+    stream = PatchStream(catalog, size_px=48, mpp=1.0, seed=3)
+    assert stream.metrics() == StreamMetrics()
+    taken = iter(stream)
+    for _ in itertools.islice(taken, 40):
+        time.sleep(0.005)
+    metrics = stream.metrics()
+    assert metrics.patches == 40
+    # The consumer was the slow one: at least 0.2 s were its own.
+    assert metrics.seconds >= 0.19
+    assert metrics.wait_seconds < metrics.seconds - 0.18
+    assert metrics.ready_patches > 32, "it has read ahead"
+    next(taken)
+    later = stream.metrics() - metrics
+    assert later.patches == 1
+    assert later.ready_patches == stream.metrics().ready_patches
+    assert (metrics + later).patches == 41
+    # A copy in another process counts for itself.
+    assert pickle.loads(pickle.dumps(stream)).metrics().patches == 0
+
+
+def test_filters_draw_another_patch_the_same_on_every_rank(catalog: Catalog) -> None:
+    filters = [WhiteShare(most_share=0.2, white_from=225), Sharpness(least_variance=1)]
+    without = take(PatchStream(catalog, size_px=64, mpp=0.5, seed=0, min_foreground=0.1), 96)
+    stream = PatchStream(catalog, size_px=64, mpp=0.5, seed=0, min_foreground=0.1, filters=filters)
+    patches = take(stream, 96)
+    assert [patch["index"] for patch in patches] == list(range(96))
+    assert all(each.keeps(patch["image"]) for patch in patches for each in filters)
+    kept = [all(each.keeps(patch["image"]) for each in filters) for patch in without]
+    assert 5 < sum(kept) < 91
+    for filtered, patch, is_kept in zip(patches, without, kept, strict=True):
+        assert same([filtered], [patch]) is is_kept, "only what is refused is drawn anew"
+    refused = Counter(patch["slide_id"] for patch, is_kept in zip(without, kept, strict=True) if not is_kept)
+    assert all(stream.filtered_patches[name] >= count for name, count in refused.items())
+    parts = []
+    for rank in range(2):
+        part = PatchStream(catalog, size_px=64, mpp=0.5, seed=0, min_foreground=0.1, filters=filters)
+        parts += take(part.shard(global_batch_size=12, rank=rank, world_size=2, worker=0, num_workers=1), 48)
+    assert same(sorted(parts, key=lambda patch: patch["index"]), patches)
+
+
+def test_a_filter_that_keeps_nothing_is_an_error_and_no_endless_search(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patch_feed, "CHUNK_PATCHES", 4)
+    monkeypatch.setattr(patch_feed, "CHUNKS_AHEAD", 1)
+    stream = PatchStream(catalog, size_px=48, mpp=1.0, filters=[WhiteShare(most_share=0, white_from=0)])
+    with pytest.raises(SamplingError, match=r"sample 0: 64 draws gave no patch .*refused by WhiteShare"):
+        take(stream, 1)
 
 
 def test_a_slide_that_changes_under_a_stream_stops_it(slide_folder: Path, tmp_path: Path) -> None:

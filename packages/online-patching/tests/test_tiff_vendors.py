@@ -70,10 +70,10 @@ def test_opening_reads_headers_only(name: str) -> None:
 def test_a_description_of_100_mb_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "x.tiff"
     write_philips(path, tissue_image(128, 128, 3), description="<a>" + "x" * 100_000_000 + "</a>", downsamples=(1,))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SlideFormatError, match=r"x\.tiff.*claims 100000008 values"):
         run(index_slide(str(path), Store(), experimental=True))
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @dialects

@@ -34,10 +34,10 @@ ENTITIES = "".join(f'<!ENTITY e{k} "{f"&e{k - 1};" * 10 if k else "bomb"}">' for
 )
 def test_hostile_xml_is_refused_by_reason_and_at_once(text: str, reason: str) -> None:
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SlideFormatError, match=reason):
         parse_xml(READER, text)
-    seconds, (_, peak) = time.monotonic() - started, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 1
     assert peak < 256 << 20

@@ -20,6 +20,7 @@ LIGHTNING_WARNINGS = (
     "ignore:.*in eval mode at the start of training.*:UserWarning",
     "ignore:.*LeafSpec.*:FutureWarning",
     "ignore:.*does not have many workers.*:UserWarning",
+    "ignore:This DataLoader will create .* worker processes:UserWarning",
     "ignore:.*fewer than the logging interval.*:UserWarning",
     "ignore:.*number of training batches.*:UserWarning",
     "ignore:.*IterableDataset.*has `__len__`.*:UserWarning",

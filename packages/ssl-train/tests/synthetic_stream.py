@@ -4,6 +4,8 @@ index)."""
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -15,7 +17,10 @@ class StreamError(Exception):
 
 
 class SyntheticStream:
-    """Counts what it serves from its position on; `fail_at` raises at that sample."""
+    """Counts what it serves from its position on.
+
+    At the sample of that number `fail_at` raises, `end_at` ends the stream, and `sigterm_at` asks the process to end.
+    """
 
     def __init__(
         self,
@@ -24,6 +29,8 @@ class SyntheticStream:
         mpp: list[float] | None = None,
         seed: int = 0,
         fail_at: int | None = None,
+        end_at: int | None = None,
+        sigterm_at: int | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         if size_px < 1:
@@ -31,6 +38,8 @@ class SyntheticStream:
         self.size_px = size_px
         self.seed = seed
         self.fail_at = fail_at
+        self.end_at = end_at
+        self.sigterm_at = sigterm_at
         self._position = 0
         self._shard = (1, 0, 1, 0, 1)
 
@@ -43,11 +52,17 @@ class SyntheticStream:
             for index in range(start, start + share):
                 if index == self.fail_at:
                     raise StreamError(f"slide s{index}: bucket unreachable")
-                generator = np.random.default_rng([self.seed, index])
-                noise = generator.integers(0, 128, (self.size_px, self.size_px, 3))
-                tint = generator.integers(0, 128, 3)
-                yield {"image": (noise + tint).astype(np.uint8), "index": index, "slide_id": f"s{index % 3}"}
+                if index == self.end_at:
+                    return
+                if index == self.sigterm_at:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                yield {"image": self._image(index), "index": index, "slide_id": f"s{index % 3}"}
             batch += num_workers
+
+    def _image(self, index: int) -> np.ndarray[Any, Any]:
+        generator = np.random.default_rng([self.seed, index])
+        noise = generator.integers(0, 128, (self.size_px, self.size_px, 3))
+        return (noise + generator.integers(0, 128, 3)).astype(np.uint8)
 
     def shard(self, *, global_batch_size: int, rank: int, world_size: int, worker: int, num_workers: int) -> Self:
         shard = copy.copy(self)
@@ -67,3 +82,14 @@ class SyntheticStream:
             raise ValueError("state of another stream")
         self._position = state["position"]
         self.seed = state["seed"]
+
+
+class FiniteStream(SyntheticStream):
+    """One that knows where it ends."""
+
+    def __init__(self, *, length: int) -> None:
+        super().__init__(end_at=length)
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length

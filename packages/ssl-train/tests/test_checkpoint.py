@@ -4,13 +4,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import timm
 import torch
 from safetensors.torch import load_file
-from ssl_train import DINO, export_folder
-from ssl_train.checkpoint import load_training_checkpoint
+from ssl_train import DINO, PatchData, export_folder
+from ssl_train.checkpoint import load_training_checkpoint, save_training_checkpoint
 
 Make = Callable[..., DINO]
 
@@ -24,7 +27,7 @@ def rebuild(folder: Path) -> torch.nn.Module:
 
 
 def test_the_folder_rebuilds_the_teacher(make_dino: Make, tmp_path: Path) -> None:
-    model = make_dino(drop_path_rate=0.3).eval()
+    model = make_dino(drop_path_rate=0.3, position_interpolation="timm").eval()
     with torch.no_grad():
         model.teacher.backbone.cls_token.normal_()
     folder = export_folder(model, tmp_path / "out", step=7, mpp=[0.5, 1.0])
@@ -80,6 +83,32 @@ def test_folders_of_the_future_or_half_written_are_refused(
         (folder / "backbone.json").write_text(json.dumps({**described, **change}))
     with pytest.raises(ValueError, match=message):
         make_dino(init_weights=str(folder))
+
+
+def test_a_run_does_not_resume_from_another_models_checkpoint(
+    make_dino: Make, make_data: Callable[..., PatchData], make_trainer: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    trainer = make_trainer(max_steps=1)
+    trainer.fit(make_dino(warmup_epochs=0), make_data())
+    save_training_checkpoint(trainer, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    with pytest.raises(ValueError, match=r"other shapes: .*head\.last_layer\.weight_g \(32, 1\) instead of \(48, 1\)"):
+        make_trainer(max_steps=1).fit(make_dino(out_dim=48), make_data(), ckpt_path=path, weights_only=True)
+
+
+def test_a_sharded_checkpoint_takes_the_place_of_the_former(tmp_path: Path) -> None:
+    """A folder of shards, as a sharded strategy writes it."""
+
+    def shards(path: Path, *, weights_only: bool) -> None:
+        path.mkdir()
+        (path / f"shard{len(list(tmp_path.iterdir()))}").touch()
+
+    trainer: Any = SimpleNamespace(is_global_zero=True, save_checkpoint=shards)
+    for name in ("shard1", "shard2"):
+        save_training_checkpoint(trainer, tmp_path / "last.ckpt")
+        assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+        assert [path.name for path in (tmp_path / "last.ckpt").iterdir()] == [name]
 
 
 def test_weights_of_another_model_are_refused(make_dino: Make, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_fit_then_export(
     assert (run / "checkpoints" / "last.ckpt").is_file()
     header = (run / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"loss", "learning_rate", "teacher_entropy", "step"} <= set(header)
+    assert len(list((run / "logs" / "version_0").glob("events.out.tfevents.*"))) == 1
     saved = (run / "config.yaml").read_text()
     assert "abc" not in saved
     options = yaml.safe_load(saved)["data"]["stream"]["init_args"]["storage_options"]
@@ -118,6 +119,52 @@ def test_fit_then_export(
     assert all(torch.equal(tensor, kept[name]) for name, tensor in again.items())
 
 
+def test_a_run_that_is_told_to_end_says_so_and_is_no_success(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminated(sample: int) -> str:
+        arguments = ("--trainer.max_steps=40", f"--data.stream.init_args.sigterm_at={sample}")
+        with pytest.raises(SystemExit) as stop:
+            main(monkeypatch, "fit", "--config", str(config), *arguments)
+        assert stop.value.code == 143
+        return capsys.readouterr().err
+
+    assert "ssl-train: SIGTERM while starting; nothing was saved" in terminated(0)
+    # The stream is a few batches of 4 ahead of the trainer.
+    told = terminated(48)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < step < 40
+    assert f"ssl-train: SIGTERM: stopped after step {step} of 40; go on with --ckpt_path {last}" in told
+
+
+def test_exports_of_a_run_know_the_magnification(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = tmp_path / "watched"
+    main(monkeypatch, "fit", "--config", str(config), f"--exports.folder={watched}")
+    # An epoch is 8 patches, so 2 steps.
+    assert sorted(folder.name for folder in watched.iterdir()) == ["step-00000002", "step-00000004"]
+    assert json.loads((watched / "step-00000004" / "backbone.json").read_text())["mpp"] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_bar_is_there_unless_the_config_says_no(
+    shown: bool, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(monkeypatch, "fit", "--config", str(config), f"--trainer.enable_progress_bar={str(shown).lower()}")
+    assert ("train dino" in capsys.readouterr().err) == shown
+
+
+def test_keys_of_a_config_that_nothing_knows_are_named(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = yaml.safe_load(config.read_text())
+    for section in (content, content["model"]["init_args"], content["data"], content["trainer"]):
+        section["learning_rat"] = 1
+        config.write_text(yaml.safe_dump(content))
+        assert "learning_rat" in fails(monkeypatch, capsys, "fit", "--config", str(config))
+        del section["learning_rat"]
+
+
 def test_the_baseline_is_the_start_of_the_run(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a learning rate of 0 the trained export equals the untrained one."""
     still = ["--model.init_args.base_learning_rate=0", "--model.init_args.min_learning_rate=0"]
@@ -135,6 +182,12 @@ def test_the_baseline_is_the_start_of_the_run(config: Path, tmp_path: Path, monk
     [
         (["--model.init_args.architecture=vit_nope"], "no model of that name"),
         (["--model.init_args.nope=1"], "nope"),
+        (["--guard.nope=1"], "nope"),
+        (["--preset=nope"], "'meta', 'kaiko', 'kaiko-phase2'"),
+        (["--preset=kaiko"], "no recipe for architecture 'vit_tiny_patch16_224'"),
+        (["--guard.folder=absent"], "guard.folder absent: no such folder"),
+        (["--checkpoints.every_n_steps=0"], "every_n_steps must be at least 1"),
+        (["--data.stream.init_args.end_at=6"], "training ended after 1 of 4 steps"),
         (["--data.batch_size=0"], "batch_size"),
         (["--data.stream.init_args.fail_at=6"], "slide s6: bucket unreachable"),
         (["--data.stream.init_args.fail_at=6", "--data.num_workers=1"], "slide s6: bucket unreachable"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from PIL import Image, ImageFilter, ImageOps
 from ssl_train import MultiCrop, colour
-from ssl_train.crops import ColourSettings, CropParameters, ViewSettings, draw, recolour, resize_crops
+from ssl_train.crop_parameters import ColourSettings, CropParameters, ViewSettings, draw
+from ssl_train.cutting import make_crops, recolour, resize_crop, resize_crops
 from ssl_train.resample import BOX_PASSES, blur_matrix, box_blur_matrix
 from torch import Tensor
 
 GREY_COLOURS = ColourSettings(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, grey_p=0.2)
+STAINED = replace(GREY_COLOURS, hed_p=0.6, hed_sigma=0.2)
 VIEWS = [
     ViewSettings(scale=(0.4, 1.0), blur_p=1.0, solarise_p=0.0),
     ViewSettings(scale=(0.4, 1.0), blur_p=0.1, solarise_p=0.2),
@@ -20,8 +23,10 @@ VIEWS = [
 ]
 
 
-def drawn(indices: list[int], *, seed: int = 0, dihedral: bool = False) -> CropParameters:
-    return draw(indices, seed=seed, patch_size_px=(60, 48), views=VIEWS, colours=GREY_COLOURS, dihedral=dihedral)
+def drawn(
+    indices: list[int], *, seed: int = 0, dihedral: bool = False, colours: ColourSettings = GREY_COLOURS
+) -> CropParameters:
+    return draw(indices, seed=seed, patch_size_px=(60, 48), views=VIEWS, colours=colours, dihedral=dihedral)
 
 
 def plain(**changes: object) -> CropParameters:
@@ -41,6 +46,9 @@ def plain(**changes: object) -> CropParameters:
         "blurs": [False],
         "blur_radius": [1.0],
         "solarises": [False],
+        "stains": [False],
+        "stain_factor": [[1.0, 1.0, 1.0]],
+        "stain_shift": [[0.0, 0.0, 0.0]],
     }
     return CropParameters(**{name: np.array(value) for name, value in {**values, **changes}.items()})  # type: ignore[arg-type]
 
@@ -71,6 +79,40 @@ def test_crop_and_resize_equals_pillow(size: int, box: tuple[int, int, int, int]
     # sum to at most 1.25, makes 0.625, and half a level again.
     assert (got[0] - expected).abs().max() <= 1.13
     assert (got[0] - expected).abs().mean() <= 0.4
+
+
+@pytest.mark.parametrize("size", [16, 37, 80])
+@pytest.mark.parametrize("box", [(0, 0, 60, 48), (7, 11, 30, 31), (20, 3, 5, 40)])
+def test_on_the_cpu_crop_and_resize_are_pillow_to_a_level(size: int, box: tuple[int, int, int, int]) -> None:
+    top, left, height, width = box
+    patch = np.random.default_rng(3).integers(0, 256, (60, 48, 3), dtype=np.uint8)
+    got = torch.empty(3, size, size)
+    boxed = plain(top=[top], left=[left], height=[height], width=[width])
+    resize_crop(torch.from_numpy(patch), boxed, 0, out=got)
+    pillow = Image.fromarray(patch).crop((left, top, left + width, top + height))
+    # Pillow chooses which axis comes first by its cost; here it is the horizontal one.
+    pillow = pillow.resize((size, height), Image.Resampling.BICUBIC).resize((size, size), Image.Resampling.BICUBIC)
+    difference = (got - as_float(pillow)).abs()
+    # Weights of fewer bits than Pillow's: a value at the middle between two levels may go the other way.
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 0.01
+
+
+def test_the_cpu_and_accelerators_make_the_same_crops() -> None:
+    patches = torch.from_numpy(np.stack([smooth_patch(i) for i in range(3)]))
+    parameters = drawn(list(range(3)), dihedral=True, colours=STAINED).views(0, len(VIEWS))
+    assert 0 < parameters.stains.sum() < len(parameters.stains)
+    assert parameters.jitters.any()
+    assert parameters.blurs.any()
+    assert parameters.flip_y.any()
+    assert parameters.transpose.any()
+    ours = make_crops(patches, parameters, 32)
+    batched = resize_crops(patches.float(), parameters, 32)
+    recolour(batched, parameters)
+    # One rounds the resized crop to 8 bits, the other does not; solarising turns that over at its threshold.
+    difference = (ours - batched).abs()
+    assert difference.median() <= 1
+    assert (difference > 3).float().mean() < 0.002
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -149,8 +191,79 @@ def test_jitter_follows_its_order() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=0.1)
 
 
+def dyed(amounts_3: list[float]) -> Tensor:
+    """What remains of white light after so much haematoxylin, eosin and DAB, (3,)."""
+    vectors = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]], dtype=torch.float64)
+    density = torch.tensor(amounts_3, dtype=torch.float64) @ (vectors / vectors.norm(dim=1, keepdim=True))
+    return 256 * torch.exp(-density) - 1
+
+
+def test_stains_change_by_their_factors_and_shifts() -> None:
+    amounts = [[0.9, 0.3, 0.1], [0.2, 0.6, 0.05], [0.4, 0.4, 0.4]]
+    image = torch.stack([dyed(a) for a in amounts], dim=1).float()[None, :, :, None]
+    factors, shifts = [1.2, 0.8, 1.1], [0.05, -0.02, 0.1]
+    expected = torch.stack(
+        [dyed([f * a + s for f, a, s in zip(factors, pixel, shifts, strict=True)]) for pixel in amounts], dim=1
+    )
+    got = colour.adjust_stains(image, torch.tensor([factors]), torch.tensor([shifts]))
+    torch.testing.assert_close(got[0, :, :, 0].double(), expected.clamp(0, 255), rtol=0, atol=1e-3)
+
+
+def test_stains_left_as_they_are_leave_every_colour() -> None:
+    image = torch.stack([as_float(smooth_patch(seed)) for seed in range(2)])
+    image[0, :, 0, 0], image[0, :, 0, 1] = 0.0, 255.0
+    got = colour.adjust_stains(image, torch.ones(2, 3), torch.zeros(2, 3))
+    torch.testing.assert_close(got, image, rtol=0, atol=0.01)
+
+
+def test_stains_are_drawn_apart_and_change_no_other_draw() -> None:
+    without, with_stains = drawn(list(range(2000))), drawn(list(range(2000)), colours=STAINED)
+    for field in fields(CropParameters):
+        if not field.name.startswith("stain"):
+            np.testing.assert_array_equal(getattr(without, field.name), getattr(with_stains, field.name))
+    assert not without.stains.any()
+    assert with_stains.stains.mean() == pytest.approx(0.6, abs=0.03)
+    for values, centre in ((with_stains.stain_factor, 1.0), (with_stains.stain_shift, 0.0)):
+        np.testing.assert_allclose(values.min((0, 1)), centre - 0.2, atol=0.002)
+        np.testing.assert_allclose(values.max((0, 1)), centre + 0.2, atol=0.002)
+        # Views and stains of a sample have their own.
+        assert len(np.unique(values)) > 0.99 * values.size
+
+
+def test_extended_context_keeps_the_size_and_form_of_cells() -> None:
+    """A grid of points keeps its distances in both directions, wherever and however often it is cut."""
+    patch = torch.zeros(98, 98, 3, dtype=torch.uint8)
+    patch[::7, ::7] = 255
+    crops = MultiCrop(
+        global_size_px=56, local_size_px=28, n_locals=2, extended_context=True,
+        jitter_p=0, grey_p=0, blur_p=(0, 0, 0), solarise_p=0,
+    )  # fmt: skip
+    views = crops._views_of(98, 98)
+    p = draw(range(2000), seed=0, patch_size_px=(98, 98), views=views, colours=GREY_COLOURS, dihedral=False)
+    side = np.array([56, 56, 28, 28])
+    # Sides are whole pixels.
+    assert (np.abs(p.height * p.width / side**2 - 1) <= 0.1 + 1.1 / side).all()
+    assert (np.abs(p.width / p.height - 1) <= 0.05 + 1.1 / side).all()
+    assert (p.top.max(0) > 98 - 1.1 * side).all()
+    assert (p.top.min(0) < 5).all()
+    for views_CBHW in crops(patch[None].expand(8, -1, -1, -1), torch.arange(8), seed=0):
+        bright = (views_CBHW.mean(2) > 0).float().mean((0, 2, 3))
+        size = views_CBHW.shape[-1]
+        assert size == (56 if len(views_CBHW) == 2 and size == 56 else 28)
+        # One point in 49 pixels, of which resizing makes a spot of about one pixel.
+        assert (bright < 3 / 49).all()
+    assert math.isclose(views[0].scale[0], 0.9 * 56**2 / 98**2)
+
+
+def test_patches_too_small_for_extended_context_are_refused() -> None:
+    crops = MultiCrop(global_size_px=56, local_size_px=28, n_locals=2, extended_context=True)
+    with pytest.raises(ValueError, match=r"needs patches of at least 61 px for crops of 56 px, got 60 x 98"):
+        crops(torch.zeros(2, 60, 98, 3, dtype=torch.uint8), torch.arange(2), seed=0)
+    assert crops(torch.zeros(2, 61, 98, 3, dtype=torch.uint8), torch.arange(2), seed=0)[0].shape == (2, 2, 3, 56, 56)
+
+
 def test_a_sample_has_its_parameters_whatever_its_batch() -> None:
-    together, alone = drawn([3, 8, 5]), drawn([5])
+    together, alone = drawn([3, 8, 5], colours=STAINED), drawn([5], colours=STAINED)
     for field in fields(CropParameters):
         np.testing.assert_array_equal(getattr(together, field.name)[2:], getattr(alone, field.name))
     assert not np.array_equal(drawn([5], seed=1).left, alone.left)
@@ -221,6 +334,8 @@ def test_a_patch_too_narrow_for_any_box_falls_back_to_the_centre() -> None:
         {"grey_p": 1.5},
         {"n_locals": -1},
         {"hue": 0.6},
+        {"hed_p": -0.1},
+        {"hed_sigma": 1.5},
         {"std": (0.5, 0.0, 0.5)},
     ],
 )

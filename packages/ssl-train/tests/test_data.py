@@ -3,9 +3,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from ssl_train import PatchData
 from ssl_train.data import PatchBatches, prefetch
@@ -35,6 +37,43 @@ def test_ranks_share_the_global_batch(make_data: Callable[..., PatchData]) -> No
 def test_position_comes_from_the_trainers_steps(make_data: Callable[..., PatchData]) -> None:
     got = indices_of(make_data(), 1, global_step=5, accumulate_grad_batches=3, world_size=2)
     assert got == [list(range(120, 124))]
+
+
+class Recorder(pl.LightningModule):
+    """Keeps the numbers of the patches that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[int] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.seen += batch["index"].tolist()
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(0, 1), (1, 1), (0, 2)])
+@pytest.mark.filterwarnings("ignore")
+def test_epochs_of_a_trainer_repeat_no_patch(
+    make_data: Callable[..., PatchData], tmp_path: Path, num_workers: int, accumulate: int
+) -> None:
+    model = Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        limit_train_batches=4,
+        accumulate_grad_batches=accumulate,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=make_data(num_workers=num_workers))
+    assert model.seen == list(range(3 * 4 * 4))
 
 
 def test_a_resumed_run_of_another_batch_size_is_refused(make_data: Callable[..., PatchData]) -> None:
@@ -67,12 +106,13 @@ def test_prefetching_is_bounded_ordered_and_stops() -> None:
             made.append(number)
             yield number
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     stream = prefetch(numbers(), depth=2)
     assert [next(stream) for _ in range(10)] == list(range(10))
     stream.close()  # type: ignore[attr-defined]
     assert len(made) <= 10 + 2 + 2
-    assert threading.active_count() == before
+    # Threads of other tests may have ended meanwhile.
+    assert set(threading.enumerate()) <= before
     assert list(prefetch(iter(range(3)), depth=2)) == [0, 1, 2]
 
 

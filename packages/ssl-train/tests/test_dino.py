@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from ssl_train import DINO, MultiCrop, StepCheckpoint
 
 Make = Callable[..., Any]
@@ -34,16 +35,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
     checkpoints = StepCheckpoint(every_n_steps=100, keep_every_n_steps=5)
     whole = run(tmp_path / "a", None, [checkpoints])
-    resumed = run(tmp_path / "b", tmp_path / "a" / "checkpoints" / "step-00000005.ckpt", [])
+    resumed = run(tmp_path / "b", tmp_path / "a" / "checkpoints" / "step-00000005.ckpt", [StepCheckpoint()])
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
 
 
 def test_micro_batches_equal_one_batch(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
-    """Loss, clipping, centre and teacher follow the optimizer step, not the micro-batch."""
+    """Loss, clipping, centre, teacher and stochastic depth follow the optimizer step, not the micro-batch."""
 
     def run(batch_size: int, accumulate: int) -> dict[str, torch.Tensor]:
-        model = make_dino(drop_path_rate=0.0)
+        model = make_dino(drop_path_rate=0.2)
         trainer = make_trainer(max_steps=5, precision="64-true", accumulate_grad_batches=accumulate)
         trainer.fit(model, make_data(batch_size=batch_size))
         return weights(model)
@@ -130,12 +131,70 @@ def test_the_learning_rate_scales_with_the_real_batch(make_dino: Make, make_data
     assert rates == pytest.approx([0.008, 0.008])
 
 
+def first_gradients(model: DINO, data: Any, trainer: pl.Trainer) -> dict[str, torch.Tensor]:
+    """The gradients with which the optimizer made its first step."""
+    seen: dict[str, torch.Tensor] = {}
+
+    class Spy(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.update({n: p.grad.clone() for n, p in model.student.named_parameters() if p.grad is not None})
+
+    trainer.callbacks.append(Spy())
+    trainer.fit(model, data)
+    return seen
+
+
+def test_half_precision_clips_gradients_without_their_scale(
+    make_dino: Make, make_data: Make, make_trainer: Make
+) -> None:
+    settings = {"clip_grad": 1.0, "warmup_epochs": 0, "freeze_last_layer_epochs": 0}
+    expected = first_gradients(make_dino(**settings), make_data(), make_trainer(max_steps=1))
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=8.0))
+    got = first_gradients(make_dino(**settings), make_data(), make_trainer(max_steps=1, plugins=[scaled]))
+    assert got.keys() == expected.keys()
+    norms = {name: float(gradient.norm()) for name, gradient in expected.items()}
+    assert max(norms.values()) == pytest.approx(1.0, rel=1e-3)
+    assert min(norms.values()) < 0.5
+    for name, norm in norms.items():
+        if not name.endswith("qkv.bias"):
+            assert float(got[name].norm()) == pytest.approx(norm, rel=0.05, abs=1e-5), name
+
+
+def test_bfloat16_trains_float32_weights(make_dino: Make, make_data: Make, make_trainer: Make) -> None:
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        model, trainer = make_dino(warmup_epochs=0), make_trainer(max_steps=3, precision=precision)
+        trainer.fit(model, make_data())
+        losses.append(float(trainer.callback_metrics["loss"]))
+        assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    with pytest.raises(ValueError, match="teacher of 16 bits"):
+        make_trainer(max_steps=1, precision="bf16-true").fit(make_dino(), make_data())
+
+
+def test_unsynchronised_batch_normalisation_is_refused_on_several_devices(
+    make_dino: Make, make_data: Make, make_trainer: Make
+) -> None:
+    with pytest.raises(Exception, match="sync_batchnorm"):
+        make_trainer(max_steps=1, devices=2, strategy="ddp_fork").fit(make_dino(head_use_bn=True), make_data())
+
+
+def test_the_class_token_starts_as_the_positions_do(make_dino: Make) -> None:
+    kwargs = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 768, "num_heads": 2}
+    backbone = make_dino(architecture_kwargs=kwargs).student.backbone
+    assert float(backbone.cls_token.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert float(backbone.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"architecture": "vit_nope"}, "no model of that name"),
         ({"architecture": "resnet18", "architecture_kwargs": {}}, "resnet18"),
         ({"architecture_kwargs": {"nonsense": 1}}, "nonsense"),
+        ({"architecture_kwargs": {"drop_path_rate": 0.1}}, "an argument of its own"),
+        ({"architecture_kwargs": {"proj_drop_rate": 0.1}}, "take drop_path_rate"),
+        ({"architecture_kwargs": {"dynamic_img_size": False}}, "every size"),
         ({"architecture_kwargs": {"patch_size": 5, "img_size": 30}}, "multiple of the backbone's patch size"),
         ({"init_weights": "nowhere.safetensors"}, "no such file"),
         ({"input_size_px": 50}, "input_size_px=50"),

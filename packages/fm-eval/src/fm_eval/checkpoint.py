@@ -1,26 +1,19 @@
-"""What does a checkpoint folder, or a weights file from elsewhere, hold?
+"""What does a checkpoint folder hold?
 
 The folder is the contract with the training package: `backbone.safetensors` is a timm state dict;
 `backbone.json`, written last as the mark that the folder is whole, describes it. Both are untrusted: every
-field is checked, weights are read as safetensors or with `weights_only=True`, and the file must have the
-sha256 that the JSON states.
+field is checked, and the weights must have the sha256 that the JSON states.
 
-After: backbone, which builds the model.
+After: weights, which reads the file; loading, which builds the model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from fm_eval.errors import BackboneError
 
@@ -97,34 +90,6 @@ def read_checkpoint_folder(folder: Path) -> Checkpoint:
         sha256=found,
         provenance={key: value for key, value in content.items() if key not in {"format_version", "sha256"}},
     )
-
-
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a flat state dict from safetensors or, with `weights_only=True`, from a torch file.
-
-    Raises:
-        BackboneError: not such a file, or not a flat dict of tensors.
-    """
-    if not path.is_file():
-        raise BackboneError(f"weights {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        pickle.UnpicklingError,
-        safetensors.SafetensorError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise BackboneError(f"weights {path}: not a safetensors or plain torch state dict ({reason})") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BackboneError(f"weights {path}: not a flat dict of tensors; save `model.state_dict()` alone")
-    return state
 
 
 def hash_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The command `fm-eval`: run, embed, report.
+"""The command `fm-eval`: run, embed, label-free, segment, watch, compare, report, doctor, tp53, patches.
 
 Every argument can come from the command line or from `--config FILE.yaml`. What a user can cause is answered
 by one line on stderr and exit code 2.
@@ -9,104 +9,139 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import Path_fr
 
-from fm_eval.backbone import Pooling, load_backbone
-from fm_eval.compare import group_by_role, verdict, write_summary
-from fm_eval.datasets import load_dataset
-from fm_eval.embed import embed_images
-from fm_eval.errors import FmEvalError, ResultError
-from fm_eval.evaluate import EvalSettings, evaluate
-from fm_eval.protocol import get_protocol
-from fm_eval.report import write_report
-from fm_eval.result import read_result, write_result
+from fm_eval.atomic import replace_file
+from fm_eval.backbone import Pooling
+from fm_eval.benchmark import run_tasks
+from fm_eval.cache import cache_folder
+from fm_eval.compare_cli import compare
+from fm_eval.data_cli import doctor, patches, tp53
+from fm_eval.datasets import SplitChoice, load_dataset
+from fm_eval.embed import EmbedSettings, Precision
+from fm_eval.errors import DatasetError, FmEvalError, ResultError
+from fm_eval.label_free_cli import label_free
+from fm_eval.loading import load_backbone
+from fm_eval.report_cli import report
+from fm_eval.run_heads import HeadName
+from fm_eval.segmentation.cli import segment
+from fm_eval.store import embed_dataset
+from fm_eval.task import BackboneSettings, MachineSettings, Task, read_task, run_task
+from fm_eval.watch_cli import watch
 
 
 def run(
     *,
-    data: str,
-    backbone: str,
+    backbone: str | list[str],
+    data: str | None = None,
+    tasks: list[Path_fr] | None = None,
+    data_root: str = ".",
     output: str = "result.json",
     name: str | None = None,
     role: str = "trained",
-    protocol: str | list[str] = "paper-standardized",
+    layout: str = "auto",
+    split: SplitChoice = "given",
+    split_seed: int = 0,
+    folds: int | None = None,
+    protocol: str | list[str] | None = None,
     weights: str | None = None,
     random_weights: bool = False,
     pooling: Pooling | None = None,
+    input_size_px: int | None = None,
     backbone_args: dict[str, Any] | None = None,
     seed: int = 0,
-    split_seed: int = 0,
+    heads: list[HeadName] | None = None,
+    resamples: int = 1000,
     k: int = 20,
     batch_size: int = 64,
     device: str = "cpu",
+    devices: int = 1,
     threads: int = 4,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
+    cache: str = "auto",
     progress: bool = True,
 ) -> None:
-    """Evaluate one backbone on one dataset and write a result JSON.
+    """Evaluate backbones on one dataset, or on the tasks of a benchmark, and write result JSONs.
 
     Args:
-        data: index CSV (path,label,group_id[,split]) or the folder that holds index.csv.
-        backbone: checkpoint folder, timm name, or class path.
-        output: result JSON.
+        backbone: checkpoint folder, timm name, torch hub or Hugging Face folder, or class path; with tasks also a list.
+        data: folder of a dataset in its public layout, or an index CSV (path,label,group_id[,split]).
+        tasks: YAML files of tasks, relative to the file that lists them; data that is not on disk is skipped.
+        data_root: folder that a relative `data` is below.
+        output: result JSON; with tasks the folder of results, a folder for each backbone.
         name: shown in reports; the backbone by default.
         role: what reports compare: trained, random, colour or any other word.
-        protocol: paper-standardized, paper, eva-0.0.2, eva-0.4, or a list of them (the first is the
-            headline).
-        weights: state dict file for a timm name.
+        layout: auto, index, bach, crc, mhist, pcam, cifar10, cifar100 or food101.
+        split: given (or else made), group (made, groups whole), image (made by image: leaks).
+        split_seed: of a split or folds that are made.
+        folds: cross-validation over groups with this many folds instead of one split; a result each.
+        protocol: paper-standardized (default), paper, eva-0.0.2, eva-0.4, or a list (the first is the headline).
+        weights: state dict file for a timm name, or a folder of NAME.safetensors or NAME.pth.
         random_weights: a checkpoint folder's architecture with random weights, its untrained twin.
         pooling: cls, cls+mean or mean.
-        backbone_args: arguments of the timm architecture or class.
+        input_size_px: another input size than the model's own.
+        backbone_args: arguments of the timm architecture, class or torch hub entry.
         seed: of random weights, probe heads and orders.
-        split_seed: of the split that is made when the index has none.
+        heads: beside the linear probe and k-NN: simpleshot (the default), few-shot, logistic.
+        resamples: of the bootstrap behind the intervals; 0 leaves them out.
         k: neighbours of k-NN.
         batch_size: images a forward pass.
         device: cpu, cuda, ...
+        devices: processes that embed, each on a device of its own (or on the CPU).
         threads: threads that decode images.
         precision: of the backbone.
+        cache: folder that keeps embeddings, auto (below ~/.cache) or none.
         progress: show progress bars.
     """
-    protocols = [get_protocol(one) for one in ([protocol] if isinstance(protocol, str) else protocol)]
-    dataset = load_dataset(data, split_seed=split_seed, threads=threads)
-    loaded = load_backbone(
-        backbone,
-        weights=weights,
-        random_weights=random_weights,
-        seed=seed,
-        pooling=pooling,
-        args=backbone_args,
-    )
-    settings = EvalSettings(
-        seed=seed,
-        k=k,
+    machine = MachineSettings(
         batch_size=batch_size,
         device=device,
+        devices=devices,
         threads=threads,
-        bf16=precision == "bf16",
+        precision=precision,
+        cache=cache_folder(cache),
         progress=progress,
     )
-    result = evaluate(
-        dataset,
-        loaded,
-        name=name or _default_name(backbone),
+    model = BackboneSettings(
+        weights=weights,
+        random_weights=random_weights,
+        pooling=pooling,
+        input_size_px=input_size_px,
+        args=backbone_args,
+        seed=seed,
         role=role,
-        protocols=protocols,
-        settings=settings,
     )
-    write_result(result, output)
-    scores = result.probes[0].scores[result.reported_split]
-    spread = "" if scores.std is None else f" ± {scores.std:.3f} over {len(scores.balanced_accuracy)} runs"
-    print(f"{result.name}: {result.reported_split} balanced accuracy {scores.mean:.3f}{spread} -> {output}")
-
-
-def _default_name(backbone: str) -> str:
-    """Folder name, timm name, or the class at the end of a class path."""
-    return (
-        Path(backbone).name if "/" in backbone or not backbone.split(".")[-1][:1].isupper() else backbone.split(".")[-1]
+    if tasks is not None:
+        if data is not None:
+            raise ResultError("run: got data and tasks; a task has its own data")
+        if (layout, split, split_seed, folds, k) != ("auto", "given", 0, None, 20):
+            raise ResultError("run: layout, split, split_seed, folds and k belong into the files of the tasks")
+        listed = [read_task(Path(str(path.absolute)), protocol=protocol) for path in tasks]
+        names = [backbone] if isinstance(backbone, str) else backbone
+        root, folder = Path(data_root), Path(output)
+        for line in run_tasks(listed, names, model, machine, data_root=root, output=folder, name=name):
+            print(line, flush=True)
+        return
+    if data is None or not isinstance(backbone, str):
+        raise ResultError("run: give data and one backbone, or tasks")
+    task = Task(
+        name=Path(output).stem,
+        data=data,
+        layout=layout,
+        split=split,
+        split_seed=split_seed,
+        folds=folds,
+        protocol=protocol,
+        heads=heads,
+        resamples=resamples,
+        k=k,
     )
+    for line in run_task(task, backbone, model, machine, data_root=Path(data_root), output=Path(output), name=name):
+        print(line, flush=True)
 
 
 def embed(
@@ -114,89 +149,109 @@ def embed(
     data: str,
     backbone: str,
     output: str = "embeddings.npy",
+    layout: str = "auto",
     weights: str | None = None,
     random_weights: bool = False,
     pooling: Pooling | None = None,
+    input_size_px: int | None = None,
     backbone_args: dict[str, Any] | None = None,
     seed: int = 0,
     batch_size: int = 64,
     device: str = "cpu",
+    devices: int = 1,
     threads: int = 4,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
+    cache: str = "auto",
     progress: bool = True,
 ) -> None:
-    """Embed a dataset and write float32 (N, K) in the order of the index.
+    """Embed a dataset and write float32 (N, K) in the order of the dataset.
 
     Args:
-        data: index CSV (path,label,group_id[,split]) or the folder that holds index.csv.
-        backbone: checkpoint folder, timm name, or class path.
+        data: folder of a dataset in its public layout, or an index CSV (path,label,group_id[,split]).
+        backbone: checkpoint folder, timm name, torch hub or Hugging Face folder, or class path.
         output: .npy file.
+        layout: auto, index, bach, crc, mhist, pcam, cifar10, cifar100 or food101.
         weights: state dict file for a timm name.
         random_weights: a checkpoint folder's architecture with random weights.
         pooling: cls, cls+mean or mean.
-        backbone_args: arguments of the timm architecture or class.
+        input_size_px: another input size than the model's own.
+        backbone_args: arguments of the timm architecture, class or torch hub entry.
         seed: of random weights.
         batch_size: images a forward pass.
         device: cpu, cuda, ...
+        devices: processes that embed, each on a device of its own (or on the CPU).
         threads: threads that decode images.
         precision: of the backbone.
+        cache: folder that keeps embeddings, auto (below ~/.cache) or none.
         progress: show a progress bar.
     """
-    dataset = load_dataset(data, threads=threads)
+    store = cache_folder(cache)
+    dataset = load_dataset(data, layout=layout, cache=store, threads=threads)
     loaded = load_backbone(
         backbone,
         weights=weights,
         random_weights=random_weights,
         seed=seed,
         pooling=pooling,
+        input_size_px=input_size_px,
         args=backbone_args,
     )
-    embeddings = embed_images(
-        dataset.paths,
-        loaded,
+    settings = EmbedSettings(
         batch_size=batch_size,
         device=device,
+        devices=devices,
         threads=threads,
-        bf16=precision == "bf16",
+        precision=precision,
         progress=progress,
     )
+    embedded = embed_dataset(dataset, loaded, store=store, settings=settings)
     try:
-        with Path(output).open("wb") as file:
-            np.save(file, embeddings)
+        with replace_file(Path(output)) as temporary, temporary.open("wb") as file:
+            np.save(file, embedded.values)
     except OSError as error:
         raise ResultError(f"output {output}: cannot be written ({error.strerror})") from error
-    print(f"{embeddings.shape[0]} x {embeddings.shape[1]} float32 -> {output}")
+    rows, width = embedded.values.shape
+    print(f"{rows} x {width} float32, {embedded.computed} of them embedded now -> {output}")
 
 
-def report(results: list[str], *, output: str = "report.html", summary: str | None = None) -> None:
-    """Write one HTML report of several results.
+_COMMANDS: dict[str, Callable[..., int | None]] = {
+    "run": run,
+    "embed": embed,
+    "label-free": label_free,
+    "segment": segment,
+    "watch": watch,
+    "compare": compare,
+    "report": report,
+    "doctor": doctor,
+    "tp53": tp53,
+    "patches": patches,
+}
 
-    Args:
-        results: result JSON files of `fm-eval run`; those of one role count as seeds of one model.
-        output: HTML file.
-        summary: also write mean and std of the headline balanced accuracy by role, as JSON.
-    """
-    loaded = [read_result(path) for path in results]
-    write_report(loaded, output)
-    if summary is not None:
-        write_summary(loaded, summary)
-    print(f"{verdict(group_by_role(loaded))[1]} -> {output}")
 
-
-_COMMANDS: dict[str, Callable[..., None]] = {"run": run, "embed": embed, "report": report}
+# What is given without an option's name: its help, and whether there may be several.
+_POSITIONAL: dict[str, tuple[str, str, bool]] = {
+    "compare": ("results", "result JSON files of `fm-eval run`", True),
+    "report": ("results", "files of `fm-eval run`, `segment` and `watch` (curves.json), and of benchmarks", True),
+    "doctor": ("data", "folder of a dataset in its public layout, or an index CSV", False),
+    "watch": ("folder", "folder in which checkpoint folders appear", False),
+}
 
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; its arguments are those of the functions above."""
     parser = ArgumentParser(prog="fm-eval", description="Evaluate frozen pathology models.", exit_on_error=False)
     commands = parser.add_subcommands(required=True)
-    for name, function in _COMMANDS.items():
-        command = ArgumentParser(description=(function.__doc__ or "").split("\n")[0], exit_on_error=False)
+    for command_name, function in _COMMANDS.items():
+        summary = (function.__doc__ or "").split("\n")[0]
+        command = ArgumentParser(description=summary, exit_on_error=False)
         command.add_argument("--config", action="config", help="YAML file with any of these arguments")
-        if function is report:
-            command.add_argument("results", nargs="+", type=str, help="result JSON files of `fm-eval run`")
-        command.add_function_arguments(function, as_group=False, skip={"results"})
-        commands.add_subcommand(name, command, help=(function.__doc__ or "").split("\n")[0])
+        skip: set[str | int] = set()
+        if command_name in _POSITIONAL:
+            argument, text, several = _POSITIONAL[command_name]
+            command.add_argument(argument, type=str, help=text, nargs="+" if several else None)
+            skip = {argument}
+        command.add_function_arguments(function, as_group=False, skip=skip)
+        commands.add_subcommand(command_name, command, help=summary)
     return parser
 
 
@@ -204,12 +259,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = build_parser()
     try:
-        config = parser.parse_args(argv)
+        config = parser.parse_args([_underscored(word) for word in (sys.argv[1:] if argv is None else argv)])
         command = config.subcommand
-        arguments = config[command].as_dict()
+        try:
+            arguments = parser.instantiate(config)[command].as_dict()
+        except Exception as error:  # the only object that is built here is a stream, of another package
+            raise DatasetError(f"stream: {error}") from error
         arguments.pop("config", None)
-        _COMMANDS[command](**arguments)
+        return _COMMANDS[command](**arguments) or 0
     except (FmEvalError, ArgumentError) as error:
         print(f"fm-eval: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _underscored(word: str) -> str:
+    """`--max-drop=0.01` as `--max_drop=0.01`: options may be written either way."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+
+
+if __name__ == "__main__":
+    sys.exit(main())

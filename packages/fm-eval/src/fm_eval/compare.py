@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from fm_eval.errors import ReportError
-from fm_eval.result import EvalResult, Scores, write_atomically
+from fm_eval.result import EvalResult, write_atomically
+from fm_eval.scores import Scores
 
 
 @dataclass(frozen=True, slots=True)

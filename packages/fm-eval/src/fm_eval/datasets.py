@@ -1,184 +1,292 @@
 """Which images are evaluated, with which label, group and split?
 
-A dataset is a folder of images and an index CSV with the columns `path` (relative to the CSV), `label`,
-`group_id` (patient, slide or source image: whatever must not be on both sides of a split) and, if there is
-one, `split` (train, val, test). Other columns are kept. Everything that can be wrong is checked at once,
-before any embedding is computed:
+1. a layout lists what is on disk: the public download of a known dataset, or any folder with an index CSV;
+2. every image is proved to be there and hashed, once (digests);
+3. the split is taken from the layout, or a seeded, stratified, group-disjoint one is made, and checked.
 
-1. read the table, check columns, values, duplicates;
-2. check and hash every file (threads);
-3. check the splits, or make a seeded, stratified, group-disjoint one.
-
-After: transform, embed.
+Everything that can be wrong is found here, before any embedding is computed. After: embed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
-from fm_eval.errors import DatasetError
+from fm_eval.digests import digest_images
+from fm_eval.errors import DatasetError, DatasetNotFoundError
+from fm_eval.images import ImageFiles, ImageSource
+from fm_eval.layouts.bach import read_bach
+from fm_eval.layouts.cifar import read_cifar10, read_cifar100
+from fm_eval.layouts.crc import read_crc
+from fm_eval.layouts.food101 import read_food101
+from fm_eval.layouts.index_csv import read_index_csv
+from fm_eval.layouts.listing import Listing, Published
+from fm_eval.layouts.mhist import read_mhist
+from fm_eval.layouts.pcam import read_pcam
 from fm_eval.metrics import IntArray
-from fm_eval.splits import make_split
+from fm_eval.splits import make_folds, make_split, split_by_image
 
 SPLITS = ("train", "val", "test")
-_REQUIRED = ("path", "label", "group_id")
+
+LAYOUTS: dict[str, Callable[[Path], Listing]] = {
+    "index": read_index_csv,
+    "bach": read_bach,
+    "crc": read_crc,
+    "mhist": read_mhist,
+    "pcam": read_pcam,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
+    "food101": read_food101,
+}
+
+SplitChoice = Literal["given", "group", "image"]
 
 
 @dataclass(frozen=True, slots=True)
 class PatchDataset:
-    """Checked index of N labelled images.
+    """Checked list of N labelled images.
 
     Attributes:
-        root: folder that `path` is relative to.
-        table: N rows with at least path, label, group_id and split, all str, in the order of the index.
-        classes: class names, sorted; a label's position is its class number.
-        sha256: over the index rows and the contents of all files.
-        split_source: "index", or how the split was made.
-        identical_across_splits: files whose very bytes also occur in another split.
+        layout: name of the layout.
+        root: folder that the dataset lies in.
+        table: N rows with at least path, label, group_id and split, all str.
+        images: the N images in the order of the table.
+        digests: sha256 of each image's content, in hexadecimal.
+        classes: class names; a label's position is its class number.
+        sha256: over rows, splits and contents.
+        split_source: where the split is from, or how it was made.
+        groups_known: whether group_id says what must stay together; if not, each image is its own group.
+        published: what the publication says of the dataset, None for an index CSV.
+        order_note: what is said of the order of the classes where tools differ.
     """
 
+    layout: str
     root: Path
     table: pd.DataFrame
+    images: ImageSource
+    digests: tuple[str, ...]
     classes: tuple[str, ...]
     sha256: str
     split_source: str
-    identical_across_splits: int
+    groups_known: bool
+    published: Published | None = None
+    order_note: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
 
     @property
+    def name(self) -> str:
+        """Name of the layout; of the folder for an index CSV."""
+        return self.root.resolve().name if self.layout == "index" else self.layout
+
+    @property
     def paths(self) -> list[Path]:
-        """Image files in index order."""
-        return [self.root / path for path in self.table["path"]]
+        """Image files in order.
+
+        Raises:
+            DatasetError: the images are not in files of their own.
+        """
+        if not isinstance(self.images, ImageFiles):
+            raise DatasetError(f"data {self.root}: its images are not files of their own; read dataset.images")
+        return self.images.paths
 
     @property
     def labels(self) -> IntArray:
-        """(N,) int64 class numbers in index order."""
-        return np.searchsorted(np.array(self.classes), self.table["label"].to_numpy(dtype=str)).astype(np.int64)
+        """(N,) int64 class numbers in order."""
+        number = {name: k for k, name in enumerate(self.classes)}
+        return np.array([number[label] for label in self.table["label"]], dtype=np.int64)
 
     def rows(self, split: str) -> IntArray:
         """(n,) int64 row numbers of one split, ascending; empty when there is no such split."""
         return np.flatnonzero((self.table["split"] == split).to_numpy()).astype(np.int64)
 
+    @property
+    def identical_across_splits(self) -> int:
+        """Images whose very content also occurs in another split."""
+        spread = pd.DataFrame({"digest": self.digests, "split": self.table["split"]}).groupby("digest")["split"]
+        return int((spread.transform("nunique") > 1).sum())
 
-def load_dataset(data: str | Path, *, split_seed: int = 0, threads: int = 4) -> PatchDataset:
-    """Read and check an index CSV (or a folder that holds `index.csv`).
+    @property
+    def groups_across_splits(self) -> list[str]:
+        """Groups that are in more than one split, sorted; only a split by image has any."""
+        spread = self.table.groupby("group_id")["split"].nunique()
+        return sorted(spread.index[spread > 1])
+
+
+def load_dataset(
+    data: str | Path,
+    *,
+    layout: str = "auto",
+    split: SplitChoice = "given",
+    split_seed: int = 0,
+    cache: Path | None = None,
+    threads: int = 4,
+) -> PatchDataset:
+    """Read and check a dataset.
 
     Args:
-        data: index CSV or folder.
-        split_seed: seed of the split that is made when the index has no column `split`.
-        threads: threads that check and hash the files.
+        data: folder of the dataset, or an index CSV.
+        layout: one of `LAYOUTS`, or `auto` for the one that the folder has.
+        split: `given`: the layout's own, or else one that is made; `group`: made, groups whole; `image`: made by
+            image, with the leak that this is.
+        split_seed: of a split that is made.
+        cache: folder where the digests of the images are remembered; None reads every image.
+        threads: threads that check and hash the images.
 
     Raises:
+        DatasetNotFoundError: nothing of the dataset is on disk.
         DatasetError: anything that would make the numbers wrong, in one line that names the first culprit.
     """
-    index = Path(data)
-    if index.is_dir():
-        index = index / "index.csv"
-    table = _read_index(index)
-    digests = _hash_files(index, table["path"].tolist(), threads=threads)
-    if "split" in table:
-        split_source = "index"
-    else:
-        table["split"] = make_split(table["label"].tolist(), table["group_id"].tolist(), seed=split_seed)
-        split_source = f"made: stratified, group-disjoint, seed {split_seed}"
-    _check_splits(index, table)
-    spread = pd.DataFrame({"digest": digests, "split": table["split"]}).groupby("digest")["split"].nunique()
-    crossing = set(spread.index[spread > 1])
+    dataset = read_dataset(data, layout=layout, split=split, split_seed=split_seed, cache=cache, threads=threads)
+    for problem in split_problems(dataset, groups_may_cross=split == "image"):
+        raise DatasetError(f"data {data}: {problem}")
+    return dataset
+
+
+def read_dataset(
+    data: str | Path,
+    *,
+    layout: str = "auto",
+    split: SplitChoice = "given",
+    split_seed: int = 0,
+    cache: Path | None = None,
+    threads: int = 4,
+) -> PatchDataset:
+    """`load_dataset`, but for what is wrong with the splits: `split_problems` says it."""
+    listing = _list(Path(data), layout)
+    digests = digest_images(listing.images, cache=cache, threads=threads)
+    table, split_source = _with_split(listing.table, split, split_seed)
+    return _dataset(listing, table, digests, split_source)
+
+
+def load_folds(
+    data: str | Path,
+    *,
+    folds: int,
+    layout: str = "auto",
+    seed: int = 0,
+    cache: Path | None = None,
+    threads: int = 4,
+) -> list[PatchDataset]:
+    """Read and check a dataset `folds` times, each time with another fold for test and the others for train.
+
+    Args:
+        data: folder of the dataset, or an index CSV; a split that it has is set aside.
+        folds: at least 2; groups stay whole, classes keep their shares.
+        layout: see `load_dataset`.
+        seed: of the assignment of groups to folds.
+        cache: see `load_dataset`.
+        threads: see `load_dataset`.
+
+    Raises:
+        DatasetNotFoundError: nothing of the dataset is on disk.
+        DatasetError: anything that would make the numbers wrong, or a class in fewer groups than folds.
+    """
+    listing = _list(Path(data), layout)
+    digests = digest_images(listing.images, cache=cache, threads=threads)
+    table = listing.table
+    fold_of = np.array(make_folds(table["label"].tolist(), table["group_id"].tolist(), count=folds, seed=seed))
+    views = []
+    for fold in range(folds):
+        divided = table.assign(fold=fold_of.astype(str), split=np.where(fold_of == fold, "test", "train"))
+        made = f"fold {fold} of {folds}: stratified, group-disjoint, seed {seed}"
+        views.append(_dataset(listing, divided, digests, made))
+        for problem in split_problems(views[-1]):
+            raise DatasetError(f"data {data}: {made}: {problem}")
+    return views
+
+
+def split_problems(dataset: PatchDataset, *, groups_may_cross: bool = False) -> Iterator[str]:
+    """What makes the splits unfit to train and test on, the worst first, each in one line."""
+    table = dataset.table
+    unknown = sorted(set(table["split"]) - set(SPLITS))
+    if unknown:
+        yield f"unknown split {unknown[0]!r}, allowed are {', '.join(SPLITS)}"
+    crossing = [] if groups_may_cross else dataset.groups_across_splits
+    if crossing:
+        where = sorted(set(table.loc[table["group_id"] == crossing[0], "split"]))
+        yield (
+            f"group {crossing[0]!r} is in {' and '.join(where)}, a leak "
+            f"(one of {len(crossing)} groups); keep a group in one split, or make one with split=group"
+        )
+    if len(set(table["label"])) < 2:
+        yield f"one class only ({table['label'].iloc[0]}), at least 2 needed"
+    present = {split: set(table.loc[table["split"] == split, "label"]) for split in SPLITS}
+    for split, labels in present.items():
+        absent = [name for name in dataset.classes if name not in labels]
+        if labels and absent:
+            yield (
+                f"class {absent[0]!r} has no row in split {split} (one of {len(absent)} of "
+                f"{len(dataset.classes)} classes); every split needs every class"
+            )
+    for split, needed in (("train", present["train"]), ("val or test", present["val"] | present["test"])):
+        if not needed:
+            yield f"no row in split {split}, so nothing can be trained and tested"
+
+
+def _dataset(listing: Listing, table: pd.DataFrame, digests: Sequence[str], split_source: str) -> PatchDataset:
     return PatchDataset(
-        root=index.parent,
+        layout=listing.layout,
+        root=listing.root,
         table=table,
-        classes=tuple(sorted(set(table["label"]))),
+        images=listing.images,
+        digests=tuple(digests),
+        classes=listing.classes,
         sha256=_dataset_hash(table, digests),
         split_source=split_source,
-        identical_across_splits=sum(digest in crossing for digest in digests),
+        groups_known=listing.groups_known,
+        published=listing.published,
+        order_note=listing.order_note,
     )
 
 
-def _read_index(index: Path) -> pd.DataFrame:
-    if not index.is_file():
-        raise DatasetError(f"index {index}: no such file; give a CSV with the columns path,label,group_id[,split]")
-    try:
-        table = pd.read_csv(index, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"index {index}: not a readable CSV ({' '.join(str(error).split())})") from error
-    missing = [name for name in _REQUIRED if name not in table]
-    if missing:
-        raise DatasetError(
-            f"index {index}: column {missing[0]!r} is missing, got {', '.join(map(str, table.columns))}; "
-            "expected path,label,group_id[,split] (where nothing is known of groups, group_id = path)"
-        )
-    if table.empty:
-        raise DatasetError(f"index {index}: no rows")
-    for name in [*_REQUIRED, *(["split"] if "split" in table else [])]:
-        empty = (table[name].str.strip() == "").to_numpy()
-        if empty.any():
-            # line 1 is the header
-            raise DatasetError(f"index {index}: line {int(empty.argmax()) + 2} has no {name} (one of {empty.sum()})")
-    twice = table["path"].duplicated()
-    if twice.any():
-        raise DatasetError(f"index {index}: {table['path'][twice].iloc[0]} is listed twice (one of {twice.sum()})")
-    return table
+def _list(data: Path, layout: str) -> Listing:
+    listing = _listing(data, layout)
+    if listing.table.empty:
+        raise DatasetNotFoundError(f"data {data}: no images of layout {listing.layout} in it")
+    return listing
 
 
-def _hash_files(index: Path, paths: Sequence[str], *, threads: int) -> list[str]:
-    """sha256 of every file; refuses what is missing or is no image before anything expensive starts."""
-    missing = [path for path in paths if not (index.parent / path).is_file()]
-    if missing:
-        raise DatasetError(
-            f"index {index}: {missing[0]} does not exist (one of {len(missing)} missing of {len(paths)}); "
-            "paths are relative to the index"
-        )
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(_hash_image, [index.parent / path for path in paths]))
+def _listing(data: Path, layout: str) -> Listing:
+    if layout != "auto":
+        if layout not in LAYOUTS:
+            raise DatasetError(f"layout {layout!r} is unknown, allowed are auto, {', '.join(LAYOUTS)}")
+        if not data.exists():
+            raise DatasetNotFoundError(f"data {data}: no such file or folder; download the dataset there")
+        return LAYOUTS[layout](data)
+    if data.is_file() or (data / "index.csv").is_file() or data.suffix == ".csv":
+        return read_index_csv(data)
+    if not data.is_dir():
+        raise DatasetNotFoundError(f"data {data}: no such folder; give the folder of a dataset, or an index CSV")
+    for name, read in LAYOUTS.items():
+        if name != "index":
+            try:
+                return read(data)
+            except DatasetNotFoundError:
+                continue
+    raise DatasetNotFoundError(
+        f"data {data}: no index.csv and no dataset of a known layout in it ({', '.join(list(LAYOUTS)[1:])})"
+    )
 
 
-def _hash_image(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        with Image.open(BytesIO(content)):  # header only: decoding errors are found, and named, by transform
-            pass
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = "empty file" if path.is_file() and path.stat().st_size == 0 else "not an image that Pillow reads"
-        raise DatasetError(f"image {path}: {reason}; replace the file or drop its row") from error
-    return hashlib.sha256(content).hexdigest()
+def _with_split(table: pd.DataFrame, choice: SplitChoice, seed: int) -> tuple[pd.DataFrame, str]:
+    labels, groups = table["label"].tolist(), table["group_id"].tolist()
+    if choice == "image":
+        return table.assign(split=split_by_image(labels, seed=seed)), f"made: stratified, by image, seed {seed}"
+    if choice == "given" and "split" in table:
+        return table, "given"
+    made = make_split(labels, groups, seed=seed)
+    return table.assign(split=made), f"made: stratified, group-disjoint, seed {seed}"
 
 
-def _check_splits(index: Path, table: pd.DataFrame) -> None:
-    unknown = sorted(set(table["split"]) - set(SPLITS))
-    if unknown:
-        raise DatasetError(f"index {index}: unknown split {unknown[0]!r}, allowed are {', '.join(SPLITS)}")
-    spread = table.groupby("group_id")["split"].nunique()
-    leaking = sorted(spread.index[spread > 1])
-    if leaking:
-        where = sorted(set(table.loc[table["group_id"] == leaking[0], "split"]))
-        raise DatasetError(
-            f"index {index}: group {leaking[0]!r} is in {' and '.join(where)}, a leak "
-            f"(one of {len(leaking)} groups); keep a group in one split, or drop the column split"
-        )
-    in_train = set(table.loc[table["split"] == "train", "label"])
-    absent = sorted(set(table["label"]) - in_train)
-    if absent:
-        raise DatasetError(
-            f"index {index}: class {absent[0]!r} has no row in split train (one of {len(absent)} classes)"
-        )
-    if len(in_train) < 2:
-        raise DatasetError(f"index {index}: one class only ({', '.join(in_train)}), at least 2 needed")
-    if set(table["split"]) == {"train"}:
-        raise DatasetError(f"index {index}: only the split train, val or test is needed too")
-
-
-def _dataset_hash(table: pd.DataFrame, digests: list[str]) -> str:
+def _dataset_hash(table: pd.DataFrame, digests: Sequence[str]) -> str:
     """Hash of rows and contents; independent of extra columns and of where the folder lies."""
     total = hashlib.sha256()
     for row in zip(table["path"], table["label"], table["group_id"], table["split"], digests, strict=True):

@@ -1,28 +1,24 @@
-"""How good are predictions and, without labels, embeddings?
+"""How good are predicted classes and probabilities?
 
-Supervised: confusion matrices, accuracy, balanced accuracy. Unsupervised: ODCorr and RankMe, both streamed
-over row chunks in float64 with O(K^2) memory, so that they are exact for any number of rows.
+Balanced accuracy, accuracy and F1 come from the confusion matrix; AUROC, log loss and calibration from the
+probabilities (never from logits, whose scale means nothing). Before: any head. After: scores, intervals.
 
-Before: embed. After: result. A value that the definition leaves open (0/0) is a `Metric` whose value is None,
-with the reason beside it; NaN never leaves this module.
+A value that the definition leaves open (0/0) is a `Metric` whose value is None, with the reason beside it. The
+functions over many counts at once (`f1_scores`) mark it by NaN for the bootstrap, which then gives no interval.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fm_eval.errors import MetricError
-
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 AnyFloatArray = NDArray[np.floating]
 
-_CHUNK_ROWS = 4096
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +29,7 @@ class Metric:
     undefined: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ODCorr:
-    """Off-diagonal correlation of the rows of an embedding matrix.
-
-    Attributes:
-        metric: the value, in [0, 1].
-        rows: rows that took part.
-        dropped_rows: rows left out because all their features are equal, so that no correlation is defined.
-        noise_floor: what independent noise of this dimension gives, 1/sqrt(K-1); None for K < 2.
-    """
-
-    metric: Metric
-    rows: int
-    dropped_rows: int
-    noise_floor: float | None
+NO_ROWS = Metric(None, "no rows")
 
 
 def confusion_matrix(labels: IntArray, predictions: IntArray, *, classes: int) -> IntArray:
@@ -61,96 +43,118 @@ def confusion_matrix(labels: IntArray, predictions: IntArray, *, classes: int) -
     Returns:
         (C, C) counts; rows are true classes.
     """
-    flat = np.bincount(labels * classes + predictions, minlength=classes * classes)
-    return flat.reshape(classes, classes).astype(np.int64)
+    matrix: IntArray = confusion_matrices(labels, predictions[None], classes=classes)[0]
+    return matrix
+
+
+def confusion_matrices(labels: IntArray, predictions_RN: IntArray, *, classes: int) -> IntArray:
+    """The (R, C, C) confusion matrices of R runs that predict the same (N,) labels."""
+    runs = len(predictions_RN)
+    cells = (np.arange(runs)[:, None] * classes + labels) * classes + predictions_RN
+    counts = np.bincount(cells.ravel(), minlength=runs * classes * classes)
+    return counts.reshape(runs, classes, classes).astype(np.int64)
+
+
+def accuracies(confusions: NDArray[np.number]) -> FloatArray:
+    """(...) share of rows on the diagonal of (..., C, C) confusion matrices, each with at least one row."""
+    share: FloatArray = np.trace(confusions, axis1=-2, axis2=-1) / confusions.sum(axis=(-2, -1))
+    return share
+
+
+def balanced_accuracies(confusions: NDArray[np.number]) -> FloatArray:
+    """(...) mean recall over the classes with true rows of (..., C, C) confusion matrices with at least one row."""
+    return mean_recall(np.diagonal(confusions, axis1=-2, axis2=-1), confusions.sum(axis=-1))
+
+
+def mean_recall(correct: NDArray[np.number], true: NDArray[np.number]) -> FloatArray:
+    """(...) mean recall over the classes with true rows, from (..., C) counts of correct and of true rows."""
+    mean: FloatArray = (correct / np.maximum(true, 1)).sum(axis=-1) / (true > 0).sum(axis=-1)
+    return mean
+
+
+def f1_scores(correct: NDArray[np.number], true: NDArray[np.number], predicted: NDArray[np.number]) -> FloatArray:
+    """(...) F1 from (..., C) counts, as `f1` defines it; NaN where it is 0/0."""
+    either = true + predicted
+    by_class = 2 * correct / np.maximum(either, 1)
+    if by_class.shape[-1] == 2:
+        of_one: FloatArray = np.where(either[..., 1] > 0, by_class[..., 1], np.nan)
+        return of_one
+    mean: FloatArray = by_class.sum(axis=-1) / (either > 0).sum(axis=-1)
+    return mean
 
 
 def accuracy(confusion: IntArray) -> Metric:
     """Share of rows on the diagonal of a (C, C) confusion matrix."""
-    total = int(confusion.sum())
-    if total == 0:
-        return Metric(None, "no rows")
-    return Metric(float(np.trace(confusion)) / total)
+    return Metric(float(accuracies(confusion))) if confusion.any() else NO_ROWS
 
 
 def balanced_accuracy(confusion: IntArray) -> Metric:
     """Mean recall over the classes that occur among the true labels of a (C, C) confusion matrix."""
-    per_class = confusion.sum(axis=1)
-    present = per_class > 0
-    if not present.any():
-        return Metric(None, "no rows")
-    return Metric(float((np.diag(confusion)[present] / per_class[present]).mean()))
+    return Metric(float(balanced_accuracies(confusion))) if confusion.any() else NO_ROWS
 
 
-def odcorr(embeddings: AnyFloatArray) -> ODCorr:
-    """Off-diagonal correlation (the paper's Eq. 1): root mean square Pearson correlation of distinct rows.
+def f1(confusion: IntArray) -> Metric:
+    """F1 from a (C, C) confusion matrix: of class 1 for two classes; for more, the mean over the classes that occur.
 
-    With rows centred over their features and scaled to unit length, the sum of all squared correlations is
-    the squared Frobenius norm of the (K, K) Gram matrix, so no N x N matrix is formed.
+    A class occurs if it is the true or the predicted one of some row.
+    """
+    if not confusion.any():
+        return NO_ROWS
+    value = float(f1_scores(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)))
+    return Metric(value) if np.isfinite(value) else Metric(None, "no row is of class 1 or predicted as it")
+
+
+def auroc(labels: IntArray, probabilities_NC: AnyFloatArray) -> Metric:
+    """Area under the receiver operating characteristic; a tie counts half.
+
+    Two classes: of the probability of class 1. More: each class against the rest, mean over the classes that occur.
 
     Args:
-        embeddings: (N, K) of any float type; computed in float64.
-
-    Returns:
-        The value with the rows that were dropped and the noise floor.
-
-    Raises:
-        MetricError: not a matrix, or a value is not finite.
+        labels: (N,) true classes.
+        probabilities_NC: (N, C) probabilities or other scores that rank the rows.
     """
-    _check(embeddings)
-    rows, dim = 0, embeddings.shape[1]
-    gram = np.zeros((dim, dim))
-    for chunk in _chunks(embeddings):
-        # max == min, not variance == 0: the mean of equal values need not be exact
-        scale = np.abs(chunk).max(axis=1, keepdims=True)
-        varies = chunk.max(axis=1) > chunk.min(axis=1)
-        unit = chunk[varies] / scale[varies]
-        unit -= unit.mean(axis=1, keepdims=True)
-        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        gram += unit.T @ unit
-        rows += len(unit)
-    floor = 1.0 / math.sqrt(dim - 1) if dim > 1 else None
-    dropped = len(embeddings) - rows
-    if rows < 2:
-        return ODCorr(Metric(None, f"{rows} rows with any variance, at least 2 needed"), rows, dropped, floor)
-    mean_square = (float((gram * gram).sum()) - rows) / (rows * (rows - 1))
-    value = math.sqrt(min(max(mean_square, 0.0), 1.0))
-    return ODCorr(Metric(value), rows, dropped, floor)
+    classes = probabilities_NC.shape[1]
+    counts = np.bincount(labels, minlength=classes)
+    present = np.flatnonzero(counts)
+    if len(present) < 2:
+        return Metric(None, f"{len(present)} classes among the labels, at least 2 needed") if len(labels) else NO_ROWS
+    areas = [
+        _binary_auroc(labels == one, probabilities_NC[:, one]) for one in ([1] if classes == 2 else present.tolist())
+    ]
+    return Metric(float(np.mean(areas)))
 
 
-def rankme(embeddings: AnyFloatArray) -> Metric:
-    """RankMe of the uncentred matrix (Garrido et al. 2023, Eq. 1-2): a smooth rank.
-
-    exp(-sum p ln p) with p = s / sum(s) + 1e-7 over the min(N, K) singular values s. Rows are folded into one
-    triangular factor by QR, which keeps small singular values exact where a Gram matrix would lose them.
-
-    Args:
-        embeddings: (N, K) of any float type; computed in float64.
-
-    Raises:
-        MetricError: not a matrix, or a value is not finite.
-    """
-    _check(embeddings)
-    largest = float(np.abs(embeddings).max())
-    if largest == 0.0:
-        return Metric(None, "all embeddings are zero")
-    factor = np.zeros((0, embeddings.shape[1]))
-    for chunk in _chunks(embeddings):
-        factor = np.asarray(np.linalg.qr(np.concatenate([factor, chunk / largest]), mode="r"))
-    singular = np.linalg.svd(factor, compute_uv=False)[: min(embeddings.shape)]
-    p = singular / singular.sum() + 1e-7
-    return Metric(float(np.exp(-(p * np.log(p)).sum())))
+def log_loss(labels: IntArray, probabilities_NC: AnyFloatArray) -> Metric:
+    """Mean over rows of -ln of the probability of the true class."""
+    if not len(labels):
+        return NO_ROWS
+    of_truth = probabilities_NC[np.arange(len(labels)), labels]
+    if of_truth.min() <= 0:
+        return Metric(None, f"{int((of_truth <= 0).sum())} rows give their own class a probability of 0")
+    return Metric(float(-np.log(of_truth).mean()))
 
 
-def _check(embeddings: AnyFloatArray) -> None:
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise MetricError(f"embeddings: got shape {embeddings.shape}, expected (N, K) with N and K above 0")
-    for start in range(0, len(embeddings), _CHUNK_ROWS):
-        bad = ~np.isfinite(embeddings[start : start + _CHUNK_ROWS]).all(axis=1)
-        if bad.any():
-            raise MetricError(f"embeddings: row {start + int(bad.argmax())} holds NaN or infinity; check the backbone")
+def calibration_error(labels: IntArray, probabilities_NC: AnyFloatArray) -> Metric:
+    """Expected calibration error of the largest probability (Guo et al. 2017, Eq. 5), 15 bins of equal width."""
+    if not len(labels):
+        return NO_ROWS
+    bins, excess = calibration_excess(labels, probabilities_NC)
+    return Metric(float(np.abs(np.bincount(bins, excess)).sum() / len(labels)))
 
 
-def _chunks(embeddings: AnyFloatArray) -> Iterator[FloatArray]:
-    for start in range(0, len(embeddings), _CHUNK_ROWS):
-        yield embeddings[start : start + _CHUNK_ROWS].astype(np.float64)
+def calibration_excess(labels: IntArray, probabilities_NC: AnyFloatArray) -> tuple[IntArray, FloatArray]:
+    """For each row its bin of confidence, and its confidence less whether it is right."""
+    confidence = probabilities_NC.max(axis=1).astype(np.float64)
+    # bins are (0, 1/15], ..., (14/15, 1]
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    return bins, confidence - (probabilities_NC.argmax(axis=1) == labels)
+
+
+def _binary_auroc(positive: NDArray[np.bool_], scores: AnyFloatArray) -> float:
+    """Probability that a positive row has the larger score (Mann-Whitney U)."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # mean rank, counted from 1, of the rows of each distinct score
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    positives = int(positive.sum())
+    u = ranks[positive].sum() - positives * (positives + 1) / 2
+    return float(u / (positives * (len(positive) - positives)))

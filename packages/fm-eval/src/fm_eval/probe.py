@@ -1,20 +1,21 @@
 """How well does a linear layer on frozen embeddings tell the classes apart?
 
 1. features are standardised with the training rows' mean and std, where the protocol says so;
-2. all runs of the protocol train side by side, each with its own initial head and its own order of rows;
-3. after every epoch the selection split is predicted; a run keeps its best epoch and stops after the
-   patience;
-4. `predict` uses the best head of every run.
+2. all runs and learning rates of the protocol train side by side on the rows in memory, each run with its own initial
+   head and its own order of rows;
+3. after every epoch the selection split is predicted; a head keeps its best epoch and stops after the patience;
+4. of several learning rates the one whose best epochs are best on average over the runs is kept;
+5. `predict_proba` uses the best head of every run.
 
-A run depends on (seed, run number) alone: trained with others or by itself it gives the same bits. Before:
-embed, protocol, head. After: result.
+A run depends on (seed, run number) alone: trained with others or by itself, in one thread or several, it gives the
+same bits. Before: embed, protocol, training. After: scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -22,29 +23,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fm_eval.checks import check_labelled
 from fm_eval.errors import ProbeError
-from fm_eval.head import Head, initial_head, outputs_for
-from fm_eval.metrics import AnyFloatArray, IntArray, accuracy, balanced_accuracy, confusion_matrix
+from fm_eval.linear_heads import HeadStack, LinearHead, drawn_head, outputs_for
+from fm_eval.metrics import AnyFloatArray, FloatArray, IntArray
 from fm_eval.protocol import ProbeProtocol
+from fm_eval.scaling import FeatureScale
+from fm_eval.training import ProbeData, ProbeRun, Trial, train
 
-
-@dataclass(slots=True)
-class ProbeRun:
-    """How one run went.
-
-    Attributes:
-        run: its number, which with the seed fixes everything random.
-        best_epoch: 1-based epoch whose head was kept.
-        best_score: the monitored value of that epoch on the selection split.
-        epochs: epochs trained.
-        steps: optimizer steps trained.
-    """
-
-    run: int
-    best_epoch: int = 0
-    best_score: float = -1.0
-    epochs: int = 0
-    steps: int = 0
+_VALUES_FOR_THREADS = 1_000_000
 
 
 class LinearProbe:
@@ -59,12 +46,14 @@ class LinearProbe:
         progress: show a progress bar.
 
     Attributes:
-        heads_: the best head of each run.
-        runs_: how each run went.
+        heads_: the best head of each run, at the chosen learning rate.
+        runs_: how each run went, at the chosen learning rate.
+        trials_: how every run went at every learning rate.
     """
 
-    heads_: list[Head]
+    heads_: list[LinearHead]
     runs_: list[ProbeRun]
+    trials_: list[ProbeRun]
 
     def __init__(
         self,
@@ -85,119 +74,116 @@ class LinearProbe:
         self.device = device
         self.progress = progress
 
-    def fit(self, train: AnyFloatArray, labels: IntArray, selection: AnyFloatArray, selection_labels: IntArray) -> Self:
+    def fit(
+        self, embeddings: AnyFloatArray, labels: IntArray, selection: AnyFloatArray, selection_labels: IntArray
+    ) -> Self:
         """Train all runs.
 
         Args:
-            train: (N, K) embeddings.
+            embeddings: (N, K) training rows.
             labels: (N,) int64 classes.
             selection: (V, K) embeddings that select the epoch.
             selection_labels: (V,) int64 classes.
 
         Raises:
-            ProbeError: empty, non-finite or mismatched arrays.
+            ProbeError: empty, non-finite or mismatched arrays, training rows of one class, or every learning rate
+                diverged.
         """
-        _check(train, labels, self.classes, "training")
-        _check(selection, selection_labels, self.classes, "selection")
-        mean, std = np.zeros(train.shape[1]), np.ones(train.shape[1])
-        if self.protocol.standardize:
-            mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-            std[std <= 1e-12 * np.abs(train).max(axis=0)] = 1.0  # a constant feature stays constant
-        self._mean, self._std = mean, std
-        with _threads_for(self.protocol.batch_size(len(train)) * train.shape[1]):
-            self._fit(self._prepare(train), labels, self._prepare(selection), selection_labels)
-        if not all(bool(torch.isfinite(head.weight_CK).all()) for head in self.heads_):
-            raise ProbeError(f"probe {self.protocol.name}: diverged; use the protocol paper-standardized")
+        classes, width = self.classes, embeddings.shape[-1]
+        check_labelled(embeddings, labels, classes=classes, what="probe: training", several_classes=True)
+        check_labelled(selection, selection_labels, classes=classes, what="probe: selection", width=width)
+        protocol, rows = self.protocol, len(embeddings)
+        self._scale = FeatureScale.of(embeddings) if protocol.standardize else None
+        data = ProbeData(
+            features=self._prepare(embeddings),
+            # one logit is compared with the class itself: as float32, so that no step converts it
+            labels=torch.from_numpy(labels.astype(np.float32 if classes == 2 else np.int64)).to(self.device),
+            selection=self._prepare(selection),
+            selection_labels=selection_labels,
+            classes=classes,
+        )
+        trials = self._trials(width, protocol.peak_lr(rows))
+        on_cpu = data.features.device.type == "cpu"
+        with (
+            _one_thread_a_worker(protocol.batch_size(rows) * width, most=len(trials) if on_cpu else 1) as workers,
+            ThreadPoolExecutor(workers) as pool,
+            tqdm(
+                total=protocol.max_steps * workers,
+                desc=f"probe {protocol.name}",
+                unit="step",
+                disable=not self.progress,
+            ) as bar,
+        ):
+            for _ in pool.map(lambda part: self._train(part, data, bar), [trials[i::workers] for i in range(workers)]):
+                pass
+        self._choose([trial for of_run in trials for trial in of_run])
         return self
 
     def predict(self, embeddings: AnyFloatArray) -> IntArray:
         """(R, N) int64 classes that the best head of each run predicts for (N, K) embeddings."""
         features_NK = self._prepare(embeddings)
-        return np.stack([head.predict(features_NK).cpu().numpy() for head in self.heads_])
+        return HeadStack(self.heads_, protocol=self.protocol).predict(features_NK).cpu().numpy()
 
-    def _fit(self, features_NK: Tensor, labels: IntArray, selection_VK: Tensor, selection_labels: IntArray) -> None:
-        labels_N = torch.from_numpy(labels).to(self.device)
-        rows = len(features_NK)
-        heads = self._initial_heads(features_NK.shape[1])
-        self.heads_ = [Head(head.weight_CK, head.bias_C, protocol=self.protocol) for head in heads]
-        self.runs_ = [ProbeRun(run) for run in self.run_ids]
-        orders = [_generator(self.seed, run, 1) for run in self.run_ids]
-        active = list(range(len(heads)))
-        patience = self.protocol.patience_epochs(rows)
-        step, epoch = 0, 0
-        title = f"probe {self.protocol.name}"
-        with tqdm(total=self.protocol.max_steps, desc=title, unit="step", disable=not self.progress) as bar:
-            while active and step < self.protocol.max_steps:
-                for i in active:
-                    order_N = torch.randperm(rows, generator=orders[i]).to(self.device)
-                    taken = self._train_epoch(heads[i], features_NK, labels_N, order_N, step=step, epoch=epoch)
-                step, epoch = step + taken, epoch + 1
-                bar.update(taken)
-                for i in active:
-                    run, head = self.runs_[i], heads[i]
-                    run.epochs, run.steps = epoch, step
-                    score = self._monitor(selection_labels, head.predict(selection_VK).cpu().numpy())
-                    if score > run.best_score:
-                        run.best_epoch, run.best_score = epoch, score
-                        self.heads_[i] = Head(head.weight_CK, head.bias_C, protocol=self.protocol)
-                active = [i for i in active if epoch - self.runs_[i].best_epoch < patience]
+    def predict_proba(self, embeddings: AnyFloatArray) -> FloatArray:
+        """(R, N, C) float64 class probabilities of the best head of each run for (N, K) embeddings."""
+        features_NK = self._prepare(embeddings)
+        return np.stack([head.probabilities(features_NK).cpu().numpy() for head in self.heads_])
 
-    def _train_epoch(
-        self, head: Head, features_NK: Tensor, labels_N: Tensor, order_N: Tensor, *, step: int, epoch: int
-    ) -> int:
-        """Train one epoch of one run, or what is left of the steps; returns the steps taken."""
-        rows = len(features_NK)
-        batches = torch.split(order_N, self.protocol.batch_size(rows))[: self.protocol.max_steps - step]
-        for number, batch in enumerate(batches):
-            lr = self.protocol.lr(step=step + number, epoch=epoch, train_rows=rows)
-            head.step(features_NK.index_select(0, batch), labels_N.index_select(0, batch), lr=lr)
-        return len(batches)
+    def initial_head(self, run: int, features: int) -> LinearHead:
+        """The head that a run starts from, on K features."""
+        generator = keyed_generator(self.seed, 0 if self.protocol.shared_initial_head else run, 0)
+        return drawn_head(features, outputs_for(self.classes), generator)
 
-    def _initial_heads(self, features: int) -> list[Head]:
-        heads = []
+    def _trials(self, features: int, peak_lr: float) -> list[list[Trial]]:
+        """For each run its initial head at each learning rate."""
+        protocol, trials = self.protocol, []
         for run in self.run_ids:
-            generator = _generator(self.seed, 0 if self.protocol.shared_initial_head else run, 0)
-            weight_CK, bias_C = initial_head(features, outputs_for(self.classes), generator)
-            heads.append(Head(weight_CK.to(self.device), bias_C.to(self.device), protocol=self.protocol))
-        return heads
+            head = self.initial_head(run, features)
+            head = LinearHead(head.weight.to(self.device), head.bias.to(self.device))
+            rates = [peak_lr * (rate / protocol.base_lr) for rate in protocol.rates]
+            trials.append([Trial(head, ProbeRun(run, rate)) for rate in rates])
+        return trials
+
+    def _train(self, runs: Sequence[Sequence[Trial]], data: ProbeData, bar: tqdm[None]) -> None:
+        trials = [trial for of_run in runs for trial in of_run]
+        orders = {trial.run.run: keyed_generator(self.seed, trial.run.run, 1) for trial in trials}
+        train(trials, data, protocol=self.protocol, orders=orders, bar=bar)
+
+    def _choose(self, trials: Sequence[Trial]) -> None:
+        """Keep the learning rate that is best on average over the runs, the first of equals."""
+        self.trials_ = [trial.run for trial in trials]
+        scores = {
+            rate: [run.best_score for run in self.trials_ if run.learning_rate == rate]
+            for rate in dict.fromkeys(run.learning_rate for run in self.trials_)
+        }
+        usable = {rate: np.mean(values) for rate, values in scores.items() if min(values) >= 0}
+        if not usable:
+            raise ProbeError(f"probe {self.protocol.name}: diverged; use the protocol paper-standardized")
+        best = max(usable, key=lambda rate: usable[rate])
+        chosen = [trial for trial in trials if trial.run.learning_rate == best]
+        self.heads_, self.runs_ = [trial.head for trial in chosen], [trial.run for trial in chosen]
 
     def _prepare(self, embeddings: AnyFloatArray) -> Tensor:
-        if not self.protocol.standardize:
-            return torch.from_numpy(embeddings.astype(np.float32)).to(self.device)
-        return torch.from_numpy(((embeddings - self._mean) / self._std).astype(np.float32)).to(self.device)
-
-    def _monitor(self, labels: IntArray, predicted: IntArray) -> float:
-        confusion = confusion_matrix(labels, predicted, classes=self.classes)
-        plain = self.protocol.monitor == "accuracy" or (self.protocol.monitor == "eva_accuracy" and self.classes == 2)
-        score = (accuracy if plain else balanced_accuracy)(confusion).value
-        assert score is not None, "the selection split has rows"
-        return score
+        scaled = embeddings.astype(np.float32) if self._scale is None else self._scale.apply(embeddings)
+        return torch.from_numpy(scaled).to(self.device)
 
 
-def _generator(seed: int, run: int, purpose: int) -> torch.Generator:
-    """Generator keyed by (seed, run, purpose): 0 for the initial head, 1 for the order of rows."""
+def keyed_generator(seed: int, run: int, purpose: int) -> torch.Generator:
+    """Generator keyed by (seed, run, purpose): 0 for the initial head, 1 for the order of rows, a randperm an epoch."""
     state = int(np.random.SeedSequence([seed, run, purpose]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state % 2**63)
 
 
 @contextmanager
-def _threads_for(values_a_batch: int) -> Iterator[None]:
-    """Small products take longer to hand to threads than to compute: one thread below a million values."""
+def _one_thread_a_worker(values_a_batch: int, *, most: int) -> Iterator[int]:
+    """Number of workers, each of which computes in one thread.
+
+    Runs are independent, so they share the cores run by run and not product by product. Below a million values a
+    batch the interpreter is what takes the time, and one worker is as fast as several.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if values_a_batch < 1_000_000 else threads)
+    torch.set_num_threads(1)
     try:
-        yield
+        yield min(threads, most) if values_a_batch >= _VALUES_FOR_THREADS else 1
     finally:
         torch.set_num_threads(threads)
-
-
-def _check(embeddings: AnyFloatArray, labels: IntArray, classes: int, which: str) -> None:
-    if embeddings.ndim != 2 or 0 in embeddings.shape or labels.shape != (len(embeddings),):
-        raise ProbeError(
-            f"probe: {which} arrays of shape {embeddings.shape} and {labels.shape}, expected (N, K) and (N,)"
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise ProbeError(f"probe: {which} labels span {labels.min()}..{labels.max()}, allowed are 0..{classes - 1}")
-    if not np.isfinite(embeddings).all():
-        row = int((~np.isfinite(embeddings).all(axis=1)).argmax())
-        raise ProbeError(f"probe: {which} row {row} holds NaN or infinity; check the backbone")

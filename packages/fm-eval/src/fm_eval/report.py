@@ -1,251 +1,204 @@
-"""How do several results become one page to send to a colleague?
+"""How do results become one page to send to a colleague?
 
-One static HTML file: a first line that says whether the trained model beats both baselines, a summary table,
-every run, embedding plots, confusion matrices, example patches, provenance. No script, no network, figures as
-inline SVG. Everything that comes from a result file is escaped. Before: compare, svg. The layout is
-`report_template.html`.
+One static HTML file: a first line a task that says whether the trained model beats both baselines, all models on all
+tasks beside the published rows, differences with their correction, a section for each task and each segmentation,
+learning curves, benchmarks over versions, provenance and cost. No script, no network, figures as inline SVG. It stays
+under 5 MB, for which pictures and points are left out, and the page says so. The tables lie beside it as CSV and JSON.
+Everything that comes from a result file is escaped. Before: compare, page, and what makes the sections. After: cli.
 """
 
 from __future__ import annotations
 
-import re
+import csv
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-import numpy as np
-
-from fm_eval.compare import Estimate, Group, group_by_role, headline, pm, verdict
+from fm_eval.benchmarks_page import Benchmark, benchmark_section
+from fm_eval.compare import Group, group_by_role
+from fm_eval.comparison import by_task
+from fm_eval.curves import CurvePoint
+from fm_eval.curves_page import sections as curve_sections
 from fm_eval.errors import ReportError
-from fm_eval.metrics import IntArray
-from fm_eval.result import EvalResult, Scores, write_atomically
-from fm_eval.svg import class_colour, scatter, strip_chart
+from fm_eval.page import Section, definitions, note, render_page
+from fm_eval.report_overview import compared, comparison_section, cost_section, summary_section, verdicts
+from fm_eval.report_tasks import task_section
+from fm_eval.result import EvalResult, write_atomically
+from fm_eval.segmentation.report import provenance_of, segmentation_sections
+from fm_eval.segmentation.result import SegmentationResult
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/=]+")
-_MAX_MATRIX_CLASSES = 20
-_UNDEFINED = "undefined"
+MOST_BYTES = 5_000_000
+FORMAT = "fm-eval-report"
+FORMAT_VERSION = 1
+_COLUMNS = ("task", "model", "role", "head", "metric", "split", "value", "std", "runs", "low", "high")
 
 
-def write_report(results: Sequence[EvalResult], path: str | Path) -> None:
-    """Write the report of comparable results as one HTML file.
+@dataclass(frozen=True, slots=True)
+class _Detail:
+    """How much a page shows: points of an embedding map, patches of a class, pictures of a segmentation."""
+
+    points: int
+    thumbnails: int
+    pictures: int
+
+
+_DETAILS = (_Detail(2000, 4, 6), _Detail(600, 2, 2), _Detail(200, 1, 1), _Detail(100, 0, 0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportContent:
+    """What a report is made of; every part may be empty, but not all of them.
+
+    Attributes:
+        results: of probes, on one or several tasks; those of one role and task are seeds of one model.
+        segmentations: of segmentation.
+        curves: points of learning curves, of one or several names.
+        benchmarks: files of benchmarks, oldest first.
+    """
+
+    results: Sequence[EvalResult] = ()
+    segmentations: Sequence[SegmentationResult] = ()
+    curves: Sequence[CurvePoint] = ()
+    benchmarks: Sequence[Benchmark] = ()
+
+
+def write_report(content: ReportContent | Sequence[EvalResult], path: str | Path) -> None:
+    """Write the report as HTML, and its tables beside it as CSV and JSON.
 
     Args:
-        results: of one dataset and headline protocol; results of one role are treated as seeds of one model.
-        path: HTML file.
+        content: what it shows; or only results, of which those of one role and task are seeds of one model.
+        path: HTML file; the other two have its name.
 
     Raises:
-        ReportError: no results, or results that cannot be compared.
-        ResultError: the file cannot be written.
+        ReportError: nothing to report, or results that cannot be compared.
+        ResultError: a file cannot be written.
     """
-    write_atomically(Path(path), render_report(results))
-
-
-def render_report(results: Sequence[EvalResult]) -> str:
-    """The report as a string; see `write_report`."""
-    groups = group_by_role(results)
-    first = results[0]
-    won, sentence = verdict(groups)
-    protocol, split = first.probes[0].protocol["name"], first.reported_split
-    fields = {
-        "title": escape(f"Evaluation on {first.dataset['name']}"),
-        "verdict": escape(sentence),
-        "verdict_class": "won" if won else "",
-        "subtitle": _subtitle(first),
-        "summary_note": _summary_note(first),
-        "summary_table": _summary_table(groups, protocol, split),
-        "runs_note": "A dot is one probe run (of any seed); line and band: mean and standard deviation.",
-        "runs_chart": _runs_chart(groups, protocol, split),
-        "other_protocols": _other_protocols(groups, protocol, split),
-        "embedding_note": escape(
-            f"First two principal components of the {first.projection.split} embeddings; one result a role. "
-            "Axes are scaled alike within a plot."
-        ),
-        "key": _key(first.classes),
-        "embedding_plots": "".join(_embedding_plot(group.results[0]) for group in groups),
-        "confusion_note": escape(
-            f"Share of each true class (row) predicted as each class (column) on {split}, "
-            f"over all results and runs of {protocol}."
-        ),
-        "confusion": "".join(_confusion(group, protocol, split) for group in groups),
-        "examples_note": escape(f"From the {split} split."),
-        "examples": "".join(_examples(name, images) for name, images in first.examples.items()),
-        "provenance": "".join(_provenance(result) for result in results),
+    content, path = _content(content), Path(path)
+    tasks = _tasks(content.results)
+    found, reason = compared(tasks)
+    page = _fitting_page(content, tasks, comparison_section(found, reason))
+    rows = report_rows(content.results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    data = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "scores": rows,
+        "differences": [] if found is None else [{**asdict(p), "verdict": p.verdict} for p in found.pairs],
+        "segmentation": [
+            {"name": one.name, "role": one.role, "task": one.dataset["name"], **one.summary()}
+            for one in content.segmentations
+        ],
+        "curves": [asdict(point) for point in content.curves],
+        "benchmarks": [asdict(one) for one in content.benchmarks],
     }
-    template = (files("fm_eval") / "report_template.html").read_text(encoding="utf-8")
-    return Template(template).substitute(fields)
+    write_atomically(path.with_suffix(".csv"), text.getvalue())
+    write_atomically(path.with_suffix(".json"), json.dumps(data, indent=1, allow_nan=False) + "\n")
+    write_atomically(path, page)
 
 
-def _subtitle(result: EvalResult) -> str:
-    rows = ", ".join(f"{count:,} {split}" for split, count in result.dataset["rows"].items())
-    text = f"Dataset {result.dataset['name']}: {len(result.classes)} classes, {rows} patches; "
-    return escape(text + f"linear probe, protocol {result.probes[0].protocol['name']}.")
+def render_report(content: ReportContent | Sequence[EvalResult]) -> str:
+    """The page as a string; see `write_report`."""
+    content = _content(content)
+    tasks = _tasks(content.results)
+    return _fitting_page(content, tasks, comparison_section(*compared(tasks)))
 
 
-def _summary_note(result: EvalResult) -> str:
-    probe = result.probes[0]
-    text = f"Balanced accuracy is the mean recall over classes; chance is {1 / len(result.classes):.3f}. "
-    if probe.selected_on == result.reported_split:
-        text += f"No val split: {probe.selected_on} also selected the epochs, so its numbers are optimistic. "
-    else:
-        text += f"Epochs were selected on {probe.selected_on}; the comparison is on {result.reported_split}. "
-    if result.dataset["identical_across_splits"]:
-        count = result.dataset["identical_across_splits"]
-        text += f"{count} images also occur, byte for byte, in another split. "
-    text += "ODCorr: root mean square correlation of distinct patches, lower is more distinct, with the floor "
-    return escape(text + "that noise of this dimension would give. RankMe: smooth rank of the uncentred embeddings.")
+def report_rows(results: Sequence[EvalResult]) -> list[dict[str, Any]]:
+    """Every score of every result as plain values: what `report.csv` holds."""
+    rows: list[dict[str, Any]] = []
+    for task, of_task in by_task(results).items():
+        for result in of_task:
+            common = {"task": task, "model": result.name, "role": result.role}
+            heads = {f"probe {probe.protocol['name']}": probe.scores for probe in result.probes}
+            heads |= {"knn": result.knn.majority, **{head.name: head.scores for head in result.heads}}
+            for head, by_split in heads.items():
+                for split, scores in by_split.items():
+                    for metric in ("balanced_accuracy", "accuracy", *scores.metrics):
+                        values = [value for value in scores.by_run(metric) if value is not None]
+                        whole = len(values) == len(scores.balanced_accuracy)
+                        bounds = scores.intervals.bounds.get(metric) if scores.intervals else None
+                        mean = sum(values) / len(values) if whole else None
+                        std = scores.std if metric == "balanced_accuracy" else None
+                        low, high = bounds or (None, None)
+                        measured = (head, metric, split, mean, std, len(scores.balanced_accuracy), low, high)
+                        rows.append({**common, **dict(zip(_COLUMNS[3:], measured, strict=True))})
+            label_free = result.unsupervised
+            for metric, value in (("odcorr", label_free.odcorr), ("rankme_uncentred", label_free.rankme)):
+                measured = ("label-free", metric, label_free.split, value, None, 1, None, None)
+                rows.append({**common, **dict(zip(_COLUMNS[3:], measured, strict=True))})
+    return rows
 
 
-def _summary_table(groups: Sequence[Group], protocol: str, split: str) -> str:
-    other = "val" if split == "test" and groups[0].estimate(protocol, "val") else None
-    head = ["Model", f"{split}<br>linear probe"]
-    head += [f"{other}<br>linear probe"] if other else []
-    head += [
-        f"{split}<br>k-NN",
-        "ODCorr<br><small>noise floor</small>",
-        "RankMe<br><small>of dimension</small>",
-    ]
-    lines = []
-    for group in groups:
-        estimate = headline(group)
-        cells = [f"<strong>{pm(estimate)}</strong><br><small>{escape(estimate.over)}</small>"]
-        if other:
-            selection = group.estimate(protocol, other)
-            cells.append(pm(selection) if selection else "-")
-        cells += [_knn_cell(group, split), _odcorr_cell(group), _rankme_cell(group)]
-        name = f"{escape(group.label)}<br><small>{escape(group.role)}</small>"
-        lines.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
-    header = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    caption = "<caption>Balanced accuracy, mean ± standard deviation, and label-free metrics</caption>"
-    body = f"<thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<table class="summary">{caption}{body}</table>'
-
-
-def _knn_cell(group: Group, split: str) -> str:
-    values = [result.knn.majority[split].mean for result in group.results if split in result.knn.majority]
-    return (
-        _mean_std(values, 3)
-        if len(values) == len(group.results)
-        else _undefined([r.knn.undefined for r in group.results])
+def _fitting_page(content: ReportContent, tasks: dict[str, list[Group]], differences: Section) -> str:
+    for detail in _DETAILS:
+        page = _page(content, tasks, differences, detail)
+        if len(page.encode()) < MOST_BYTES:
+            return page
+    raise ReportError(
+        f"report: {len(page.encode()):,} bytes without any pictures, at most {MOST_BYTES:,} are allowed; report fewer "
+        "results at a time"
     )
 
 
-def _odcorr_cell(group: Group) -> str:
-    found = [result.unsupervised for result in group.results]
-    values = [metrics.odcorr for metrics in found if metrics.odcorr is not None]
-    if len(values) < len(found):
-        return _undefined([metrics.odcorr_undefined for metrics in found])
-    floor = found[0].odcorr_noise_floor
-    dropped = sum(metrics.odcorr_dropped_rows for metrics in found)
-    extra = f"{floor:.3f}" if floor is not None else "none"
-    extra += f", {dropped} rows dropped" if dropped else ""
-    return f"{_mean_std(values, 3)}<br><small>{extra}</small>"
+def _content(given: ReportContent | Sequence[EvalResult]) -> ReportContent:
+    content = given if isinstance(given, ReportContent) else ReportContent(results=given)
+    if not (content.results or content.segmentations or content.curves or content.benchmarks):
+        raise ReportError("report: no results given")
+    return content
 
 
-def _rankme_cell(group: Group) -> str:
-    found = [result.unsupervised for result in group.results]
-    values = [metrics.rankme for metrics in found if metrics.rankme is not None]
-    if len(values) < len(found):
-        return _undefined([metrics.rankme_undefined for metrics in found])
-    return f"{_mean_std(values, 1)}<br><small>{found[0].dim}</small>"
+def _tasks(results: Sequence[EvalResult]) -> dict[str, list[Group]]:
+    """Groups of results by role, by task; each fold of a dataset is a task of its own."""
+    tasks: dict[str, list[EvalResult]] = {}
+    for task, of_task in by_task(results).items():
+        for result in of_task:
+            fold = str(result.dataset["split_source"]).split(":")[0]
+            tasks.setdefault(f"{task}, {fold}" if fold.startswith("fold ") else task, []).append(result)
+    return {task: group_by_role(of_task) for task, of_task in tasks.items()}
 
 
-def _mean_std(values: Sequence[float], digits: int) -> str:
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
-def _undefined(reasons: Sequence[str | None]) -> str:
-    reason = next((reason for reason in reasons if reason), "not measured")
-    return f'<span title="{escape(reason, quote=True)}">{_UNDEFINED}</span>'
-
-
-def _runs_chart(groups: Sequence[Group], protocol: str, split: str) -> str:
-    rows: list[tuple[str, Estimate, list[float]]] = []
-    for group in groups:
-        single = [value for scores in group.scores(protocol, split) for value in scores.balanced_accuracy]
-        rows.append((f"{group.label}: {pm(headline(group))}", headline(group), single))
-    return strip_chart(rows, unit=f"balanced accuracy on {split}, {protocol}")
-
-
-def _other_protocols(groups: Sequence[Group], protocol: str, split: str) -> str:
-    names = [probe.protocol["name"] for probe in groups[0].results[0].probes]
-    others = [name for name in names if name != protocol and all(group.estimate(name, split) for group in groups)]
-    if not others:
-        return ""
-    header = "".join(f'<th scope="col">{escape(name)}</th>' for name in others)
-    lines = []
-    for group in groups:
-        estimates = [group.estimate(name, split) for name in others]
-        cells = "".join(f"<td>{pm(estimate)}</td>" for estimate in estimates if estimate is not None)
-        lines.append(f'<tr><th scope="row">{escape(group.label)}</th>{cells}</tr>')
-    caption = f"<caption>Balanced accuracy on {escape(split)} under other protocols</caption>"
-    return (
-        f'<h2>Other protocols</h2><div class="scroll"><table>{caption}'
-        f'<thead><tr><th scope="col">Model</th>{header}</tr>'
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _key(classes: Sequence[str]) -> str:
-    items = (f'<li><i style="background:{class_colour(n)}"></i>{escape(name)}</li>' for n, name in enumerate(classes))
-    return f'<ul class="key">{"".join(items)}</ul>'
-
-
-def _embedding_plot(result: EvalResult) -> str:
-    points = result.projection
-    drawing = scatter(
-        points.x, points.y, points.labels, classes=result.classes, title=f"Embedding plot of {result.name}"
-    )
-    explained = " and ".join(f"{share:.0%}" for share in points.explained)
-    shown = f"{len(points.x):,} of {points.rows:,} patches; " if len(points.x) < points.rows else ""
-    return (
-        f"<figure><h3>{escape(result.name)}</h3>"
-        f'<div class="plot">{drawing}</div>'
-        f"<figcaption>{shown}{explained} of the variance</figcaption></figure>"
-    )
-
-
-def _confusion(group: Group, protocol: str, split: str) -> str:
-    classes = group.results[0].classes
-    title = f"<h3>{escape(group.label)}</h3>"
-    if len(classes) > _MAX_MATRIX_CLASSES:
-        return f"<div>{title}<p class='note'>{len(classes)} classes: see the result JSON.</p></div>"
-    total = _summed(group.scores(protocol, split))
-    share = total / np.maximum(total.sum(axis=1, keepdims=True), 1)
-    header = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
-    lines = []
-    for name, row in zip(classes, share, strict=True):
-        cells = "".join(
-            f'<td style="--share:{value:.3f}"{" class=strong" if value > 0.6 else ""}>{value:.2f}</td>' for value in row
+def _page(content: ReportContent, tasks: dict[str, list[Group]], differences: Section, detail: _Detail) -> str:
+    sections: list[Section] = []
+    lead = ""
+    if tasks:
+        lead = verdicts(tasks)
+        sections += [summary_section(tasks), differences]
+        sections += [
+            task_section(number, task, groups, points=detail.points, thumbnails=detail.thumbnails)
+            for number, (task, groups) in enumerate(tasks.items(), start=1)
+        ]
+    sections += segmentation_sections(content.segmentations, pictures=detail.pictures)
+    sections += curve_sections(content.curves)
+    sections.append(benchmark_section(content.benchmarks))
+    if tasks:
+        sections.append(cost_section(tasks))
+    provenance = "".join(map(_provenance, content.results)) + "".join(map(provenance_of, content.segmentations))
+    sections.append(Section("provenance", "Where the numbers come from", provenance))
+    if detail != _DETAILS[0]:
+        lead += note(
+            f"To stay under {MOST_BYTES // 1_000_000} MB, a map shows at most {detail.points} points, a class "
+            f"{detail.thumbnails} patches and a segmentation {detail.pictures} pictures; the result files hold all."
         )
-        lines.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    caption = "<caption>rows: true, columns: predicted</caption>"
-    return (
-        f'<div>{title}<div class="scroll"><table class="matrix">{caption}'
-        f"<thead><tr><td></td>{header}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div></div>"
-    )
+    return render_page(_title(tasks, content), lead, sections)
 
 
-def _summed(scores: Sequence[Scores]) -> IntArray:
-    total: IntArray = np.sum([matrix for one in scores for matrix in one.confusion], axis=0, dtype=np.int64)
-    return total
-
-
-def _examples(name: str, images: Sequence[str]) -> str:
-    for image in images:
-        if not _BASE64.fullmatch(image):
-            raise ReportError(f"report: a thumbnail of class {name!r} is not base64; run the evaluation again")
-    tags = "".join(f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{image}">' for image in images)
-    return f'<div><h3>{escape(name)}</h3><div class="thumbs">{tags}</div></div>'
+def _title(tasks: dict[str, list[Group]], content: ReportContent) -> str:
+    if tasks or content.segmentations:
+        names = [*tasks, *(str(one.dataset["name"]) for one in content.segmentations)]
+        return f"Evaluation on {', '.join(dict.fromkeys(names))}"
+    return "Learning curves" if content.curves else "Benchmarks"
 
 
 def _provenance(result: EvalResult) -> str:
     probe = result.probes[0]
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "created": result.created,
         "weights sha256": result.backbone["weights_sha256"],
         "dataset sha256": result.dataset["sha256"],
@@ -259,9 +212,8 @@ def _provenance(result: EvalResult) -> str:
         "seconds": _flat(result.seconds),
         "versions": _flat(result.versions),
     }
-    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items())
-    title = f"{escape(result.name)} <small>{escape(result.role)}</small>"
-    return f"<details><summary>{title}</summary><dl>{items}</dl></details>"
+    about = f"{escape(result.role)}, {escape(str(result.dataset['name']))}"
+    return definitions(f"{escape(result.name)} <small>{about}</small>", facts)
 
 
 def _flat(facts: dict[str, Any]) -> str:

@@ -10,36 +10,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from fm_eval.errors import ResultError
+from fm_eval.intervals import Intervals
+from fm_eval.scores import Scores
+from fm_eval.simpleshot import FewShot
+from fm_eval.unsupervised import UnsupervisedMetric
 
 FORMAT = "fm-eval-result"
-FORMAT_VERSION = 1
+# 2 added further heads and metrics, intervals, learning rates; 3 predictions of single rows and calibration by bin. A
+# file of an earlier version reads as one without them.
+FORMAT_VERSION = 3
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """Scores of R runs on one split, with the (C, C) confusion matrix of each (rows are true classes)."""
-
-    balanced_accuracy: list[float]
-    accuracy: list[float]
-    confusion: list[list[list[int]]]
-
-    @property
-    def mean(self) -> float:
-        """Mean balanced accuracy over the runs."""
-        return fmean(self.balanced_accuracy)
-
-    @property
-    def std(self) -> float | None:
-        """Standard deviation (n - 1) of the balanced accuracy over the runs; None for a single run."""
-        return stdev(self.balanced_accuracy) if len(self.balanced_accuracy) > 1 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +35,13 @@ class ProbeResult:
     Attributes:
         protocol: every field of the protocol.
         seed: of heads and orders.
-        selected_on: the split that chose the epochs. Where it is also the reported split, the numbers are
-            optimistic.
+        selected_on: the split that chose the epochs, `inner train` for a group-disjoint part of train. Where it is
+            also the reported split, the numbers are optimistic.
         scores: by split.
         runs: how each run went.
         seconds: wall time.
+        trials: how each run went at each learning rate of a sweep; empty where there was one rate.
+        predicted: packed (R, n) class that each run predicts for each row of the reported split.
     """
 
     protocol: dict[str, Any]
@@ -62,6 +50,8 @@ class ProbeResult:
     scores: dict[str, Scores]
     runs: list[dict[str, Any]]
     seconds: float
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    predicted: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +74,51 @@ class KnnResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadResult:
+    """Outcome of a head that has one run, or the reason why it is undefined.
+
+    Attributes:
+        name: `simpleshot` or `logistic`.
+        selected_on: the split that chose a setting; None where there is none to choose.
+        settings: the chosen ones, with how each one tried went.
+        scores: one-run scores by split.
+        seconds: wall time.
+        undefined: why there are no scores; None if there are.
+    """
+
+    name: str
+    selected_on: str | None
+    settings: dict[str, Any]
+    scores: dict[str, Scores]
+    seconds: float
+    undefined: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewShotResult:
+    """SimpleShot with few training rows a class.
+
+    Attributes:
+        split: that was scored.
+        seed: of the drawings.
+        shots: balanced accuracy of each episode by number of rows a class.
+        seconds: wall time.
+        undefined: why there are none; None if there are.
+    """
+
+    split: str
+    seed: int
+    shots: list[FewShot]
+    seconds: float
+    undefined: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnsupervisedResult:
-    """Label-free metrics of one split's embeddings (N, K); a None value has its reason beside it."""
+    """Label-free metrics of one split's embeddings (N, K); a None value has its reason beside it.
+
+    `odcorr` and `rankme` (uncentred) are the headline ones; `metrics` holds all of them by variant.
+    """
 
     split: str
     rows: int
@@ -96,6 +129,7 @@ class UnsupervisedResult:
     odcorr_noise_floor: float | None
     rankme: float | None
     rankme_undefined: str | None
+    metrics: list[UnsupervisedMetric] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +142,19 @@ class Projection:
     labels: list[int]
     rows: int
     explained: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedRows:
+    """The rows of the reported split in order: what a paired comparison needs beside the predictions.
+
+    Attributes:
+        labels: packed (n,) true classes.
+        groups: packed (n,) numbers of patients, slides or other groups; without known groups each row is its own.
+    """
+
+    labels: str
+    groups: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +176,9 @@ class EvalResult:
         settings: seed, transform, batch size, device, precision.
         versions: of the packages that the numbers depend on.
         seconds: wall time by stage.
+        heads: further heads that were asked for.
+        few_shot: SimpleShot on few rows, where it was asked for.
+        reported_rows: labels and groups behind `ProbeResult.predicted`; None in files of format version 1 and 2.
     """
 
     name: str
@@ -145,6 +195,9 @@ class EvalResult:
     settings: dict[str, Any]
     versions: dict[str, str]
     seconds: dict[str, float]
+    heads: list[HeadResult] = field(default_factory=list)
+    few_shot: FewShotResult | None = None
+    reported_rows: ReportedRows | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -210,12 +263,20 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _result(content: dict[str, Any]) -> EvalResult:
-    known = {key: content[key] for key in (field.name for field in fields(EvalResult))}
+    known = {key: value for key, value in content.items() if key not in ("format", "format_version")}
     known["probes"] = [_build(ProbeResult, {**p, "scores": _scores(p["scores"])}) for p in content["probes"]]
     knn = content["knn"]
     known["knn"] = _build(KnnResult, {**knn, **{vote: _scores(knn[vote]) for vote in ("majority", "softmax")}})
-    known["unsupervised"] = _build(UnsupervisedResult, content["unsupervised"])
+    unsupervised = content["unsupervised"]
+    metrics = [_build(UnsupervisedMetric, metric) for metric in unsupervised.get("metrics", [])]
+    known["unsupervised"] = _build(UnsupervisedResult, {**unsupervised, "metrics": metrics})
     known["projection"] = _build(Projection, content["projection"])
+    known["heads"] = [_build(HeadResult, {**h, "scores": _scores(h["scores"])}) for h in content.get("heads", [])]
+    if content.get("few_shot") is not None:
+        shots = [_build(FewShot, one) for one in content["few_shot"]["shots"]]
+        known["few_shot"] = _build(FewShotResult, {**content["few_shot"], "shots": shots})
+    if content.get("reported_rows") is not None:
+        known["reported_rows"] = _build(ReportedRows, content["reported_rows"])
     for part, key in (("dataset", "sha256"), ("dataset", "classes"), ("backbone", "weights_sha256")):
         known[part][key]
     if not known["probes"] or known["reported_split"] not in known["probes"][0].scores:
@@ -224,7 +285,21 @@ def _result(content: dict[str, Any]) -> EvalResult:
 
 
 def _scores(by_split: dict[str, Any]) -> dict[str, Scores]:
-    return {split: _build(Scores, scores) for split, scores in by_split.items()}
+    return {
+        split: _build(Scores, {**one, "intervals": _intervals(one), "reliability": _reliability(one)})
+        for split, one in by_split.items()
+    }
+
+
+def _reliability(scores: dict[str, Any]) -> list[tuple[int, float, float]]:
+    return [(int(rows), float(confidence), float(right)) for rows, confidence, right in scores.get("reliability", [])]
+
+
+def _intervals(scores: dict[str, Any]) -> Intervals | None:
+    found = scores.get("intervals")
+    if found is None:
+        return None
+    return _build(Intervals, {**found, "bounds": {name: tuple(pair) for name, pair in found["bounds"].items()}})
 
 
 def _build(kind: type[_T], content: dict[str, Any]) -> _T:

@@ -13,12 +13,13 @@ from html import escape
 
 from fm_eval.compare import Estimate
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c9a100", "#56b4e9", "#8c6bb1", "#7f7f7f")
+# Variables of the page, since dark and light need other ones: eight that colour-blind readers can tell apart.
+_PALETTE = 8
 
 
 def class_colour(number: int) -> str:
-    """Colour of a class: a palette that colour-blind readers can tell apart, then evenly turned hues."""
-    return PALETTE[number] if number < len(PALETTE) else f"hsl({(number * 137.508) % 360:.0f} 60% 50%)"
+    """Colour of a class or series as a CSS value: from the page's palette, then evenly turned hues."""
+    return f"var(--c{number})" if number < _PALETTE else f"hsl({(number * 137.508) % 360:.0f} 60% 50%)"
 
 
 def strip_chart(rows: Sequence[tuple[str, Estimate, Sequence[float]]], *, unit: str) -> str:
@@ -31,10 +32,10 @@ def strip_chart(rows: Sequence[tuple[str, Estimate, Sequence[float]]], *, unit: 
     Returns:
         An `<svg>` element.
     """
-    left, right, top, step, width = 16, 16, 8, 54, 720
+    left, right, top, step, width = 16, 16, 8, 54, 540
     values = [value for _, estimate, single in rows for value in (*single, estimate.mean)]
     values += [e.mean + sign * (e.std or 0) for _, e, _ in rows for sign in (-1, 1)]
-    ticks = _ticks(min(values), max(values))
+    ticks = ticks_of(min(values), max(values))
     low, high = ticks[0], ticks[-1]
 
     def at(value: float) -> float:
@@ -57,7 +58,7 @@ def strip_chart(rows: Sequence[tuple[str, Estimate, Sequence[float]]], *, unit: 
         parts.append(f'<line x1="{middle}" x2="{middle}" y1="{y - 10}" y2="{y + 10}" class="mean"/>')
     parts.append(f'<text x="{width - right}" y="{bottom + 42}" text-anchor="end">{escape(unit)}</text>')
     description = "; ".join(f"{label}: {estimate.mean:.3f}" for label, estimate, _ in rows)
-    return _svg(parts, width=width, height=bottom + 50, title=f"{unit}. {description}")
+    return svg_element(parts, width=width, height=bottom + 50, title=f"{unit}. {description}")
 
 
 def scatter(
@@ -88,11 +89,13 @@ def scatter(
         )
         if points:
             colour = class_colour(number)
-            parts.append(f'<path d="{points}" stroke="{colour}" class="points"><title>{escape(name)}</title></path>')
-    return _svg(parts, width=size, height=size, title=title)
+            parts.append(
+                f'<path d="{points}" style="stroke:{colour}" class="points"><title>{escape(name)}</title></path>'
+            )
+    return svg_element(parts, width=size, height=size, title=title)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks_of(low: float, high: float) -> list[float]:
     """Four to eight round numbers that span [low, high]."""
     span = max(high - low, 1e-3)
     unit = 10.0 ** math.floor(math.log10(span / 4))
@@ -101,7 +104,8 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _svg(parts: Sequence[str], *, width: int, height: int, title: str) -> str:
+def svg_element(parts: Sequence[str], *, width: int, height: int, title: str) -> str:
+    """The `<svg>` around its parts; `title` is read out by those who cannot see it."""
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title, quote=True)}" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'

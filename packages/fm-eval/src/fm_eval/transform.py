@@ -9,6 +9,8 @@ Before: datasets. After: embed, which calls this in threads (Pillow decodes and 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +23,23 @@ from fm_eval.errors import DatasetError
 TRANSFORM_NAME = "rgb-shorter-side-bilinear-antialias-centre-crop-1"
 
 
-def load_rgb(path: Path) -> Image.Image:
-    """Decode one image file to RGB; transparency and 16-bit depth are refused rather than guessed.
+@contextmanager
+def opened_image(path: Path, *, kind: str, remedy: str) -> Iterator[Image.Image]:
+    """An image file, open; whatever keeps it from being decoded within is told in one line.
+
+    Args:
+        path: of the file.
+        kind: what it is called in messages.
+        remedy: what to do about one that is damaged.
 
     Raises:
-        DatasetError: the file cannot be decoded, or its pixels have no unambiguous 8-bit RGB meaning.
+        DatasetError: the file cannot be decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.load()
-                if image.mode not in {"RGB", "RGBA", "L", "P", "CMYK", "YCbCr", "1"}:
-                    raise DatasetError(f"image {path}: pixel mode {image.mode}; convert it to 8-bit RGB")
-                if "A" in image.getbands() and image.getchannel("A").getextrema()[0] != 255:
-                    raise DatasetError(f"image {path}: transparent pixels; flatten it to RGB")
-                return image.convert("RGB")
-    except DatasetError:
-        raise
+                yield image
     except (
         OSError,
         SyntaxError,
@@ -46,7 +47,24 @@ def load_rgb(path: Path) -> Image.Image:
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:
-        raise DatasetError(f"image {path}: cannot be decoded ({error}); replace the file or drop its row") from error
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{kind} {path}: cannot be decoded ({error}); {remedy}") from error
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """Decode one image file to RGB; transparency and 16-bit depth are refused rather than guessed.
+
+    Raises:
+        DatasetError: the file cannot be decoded, or its pixels have no unambiguous 8-bit RGB meaning.
+    """
+    with opened_image(path, kind="image", remedy="replace the file or drop its row") as image:
+        image.load()
+        if image.mode not in {"RGB", "RGBA", "L", "P", "CMYK", "YCbCr", "1"}:
+            raise DatasetError(f"image {path}: pixel mode {image.mode}; convert it to 8-bit RGB")
+        if "A" in image.getbands() and image.getchannel("A").getextrema()[0] != 255:
+            raise DatasetError(f"image {path}: transparent pixels; flatten it to RGB")
+        return image.convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, *, size_px: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ from online_patching.catalog import Catalog
 from online_patching.engine import EngineSettings, close, configure
 from online_patching.errors import (
     AccessDeniedError,
+    AnnotationError,
     CatalogError,
     CorruptTileError,
     MagnificationError,
@@ -17,6 +18,7 @@ from online_patching.errors import (
     SlideFormatError,
     StorageError,
 )
+from online_patching.grid_stream import GridStream
 from online_patching.health import SlideHealth
 from online_patching.plan import PatchRequest
 from online_patching.read_counts import ReadCounts, read_counts
@@ -29,6 +31,7 @@ __all__ = [
     "Catalog",
     "PatchRequest",
     "PatchStream",
+    "GridStream",
     "configure",
     "EngineSettings",
     "close",
@@ -45,5 +48,6 @@ __all__ = [
     "MissingMppError",
     "MagnificationError",
     "CatalogError",
+    "AnnotationError",
     "SamplingError",
 ]

@@ -79,17 +79,19 @@ class Assembly:
             target = self._begin(window)
             if target is None:
                 continue
+            is_pasted = False
             try:
                 target[y : y + y1 - y0, x : x + x1 - x0] = pixels[
                     y0 - y0_tile_px : y1 - y0_tile_px, x0 - x0_tile_px : x1 - x0_tile_px
                 ]
-                with self._lock:
-                    self._pieces_left[window] -= 1
-                    done = self._pieces_left[window] == 0
-                if done:
-                    self._finish(window, target)
+                is_pasted = True
             finally:
-                self._end()
+                is_last = self._end_piece(window, is_pasted=is_pasted)
+            if is_last:
+                try:
+                    self._finish(window, target)
+                finally:
+                    self._end()
 
     def fail(self, pieces: Sequence[Piece], error: CorruptTileError) -> None:
         """Give the windows of these pieces an error as their result; the first error of a window stays."""
@@ -120,11 +122,23 @@ class Assembly:
             self._writers += 1
             return window
 
+    def _end_piece(self, number: int, *, is_pasted: bool) -> bool:
+        """Whether it was the window's last piece; then the caller goes on writing, up to ``_end``."""
+        with self._lock:
+            self._pieces_left[number] -= is_pasted
+            if is_pasted and self._pieces_left[number] == 0:
+                return True
+            self._end_locked()
+            return False
+
     def _end(self) -> None:
         with self._lock:
-            self._writers -= 1
-            if self._is_closed:
-                self._idle.notify_all()
+            self._end_locked()
+
+    def _end_locked(self) -> None:
+        self._writers -= 1
+        if self._is_closed:
+            self._idle.notify_all()
 
     def _new_window(self, number: int) -> Pixels:
         shape, out = self._shapes[number], self._outs[number]

@@ -122,7 +122,7 @@ class Catalog:
         return {name: self.rows.value(number, name) for name in columns}
 
     def fingerprint(self) -> str:
-        """Short hash of what determines a stream: ids, versions, resolutions and foreground areas, in order."""
+        """Short hash of what determines a stream: ids, versions, resolutions and foregrounds, in order."""
         if self._fingerprint is None:
             self._fingerprint = self.rows.fingerprint()
         return self._fingerprint

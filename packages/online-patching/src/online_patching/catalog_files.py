@@ -20,6 +20,7 @@ their ``slide.json`` when they are indexed again, without reading them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -113,7 +114,9 @@ class CatalogFolder:
             except FileNotFoundError:
                 if attempt + 1 == WRITE_ATTEMPTS:
                     raise
-                os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+                # "It exists" is said as well of one that another job removes at this very moment.
+                with contextlib.suppress(FileExistsError):
+                    os.makedirs(folder, exist_ok=True)  # noqa: PTH103
 
     def remove_partial_files(self) -> None:
         """Remove what a stopped job left half written."""

@@ -21,17 +21,27 @@ from online_patching.bytesource import PinnedObject
 from online_patching.catalog import Catalog
 from online_patching.cohort import cohort_slides
 from online_patching.errors import CatalogError, PatchingError
-from online_patching.failures import failed_lines
+from online_patching.foreground_cli import (
+    NAMED_SLIDES,
+    add_foreground_arguments,
+    find_foreground,
+    print_failures,
+    run_foreground,
+)
 from online_patching.info import catalog_info, catalog_lines, slide_info, slide_lines
-from online_patching.jobs import INDEX_WORKERS, JobReport, compute_foreground, index_cohort
+from online_patching.jobs import INDEX_WORKERS, index_cohort
 from online_patching.metadata import read_metadata
 from online_patching.plan import DecodeMode
-from online_patching.preview import preview
+from online_patching.preview import (
+    PATCHES,
+    PICTURE_PATCHES,
+    PICTURE_SLIDES,
+    SHEET_SLIDES,
+    preview,
+    preview_html,
+)
 from online_patching.slide import open_slide
 from online_patching.stream import PatchStream
-
-# So many slides are named where many share a fault; of the others the number is told.
-NAMED_SLIDES = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--experimental", action="store_true", help="index experimental formats too (see README)")
     index.add_argument("--foreground", action="store_true", help="find the foreground as well")
 
-    foreground = _command(commands, "foreground", _foreground, "find the foreground of the catalog's slides")
-    foreground.add_argument("--redo", action="store_true", help="also of slides that have one")
+    foreground = _command(commands, "foreground", run_foreground, "find the foreground of the catalog's slides")
+    add_foreground_arguments(foreground)
 
     info = _command(commands, "info", _info, "what a catalog or a slide holds", catalog_required=False)
     info.add_argument("url", nargs="?", help="a slide's path or URL instead of a catalog")
@@ -83,13 +93,32 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--experimental", action="store_true", help="open experimental formats too (see README)")
     info.add_argument("--json", action="store_true", help="as JSON")
 
-    export = _command(commands, "export", _export, "references for readers that do not know this package")
-    export.add_argument("--format", required=True, choices=["kerchunk-json", "kerchunk-parquet"])
-    export.add_argument("--output", required=True, help="JSON file or Parquet folder to make, local path or URL")
+    export = _command(commands, "export", _export, "references for readers that do not know this package; foreground")
+    export.add_argument("--format", required=True, choices=["kerchunk-json", "kerchunk-parquet", "geojson"])
+    export.add_argument(
+        "--output", required=True, help="JSON file or folder (Parquet, GeoJSON) to make, local path or URL"
+    )
     export.add_argument("--slides", nargs="+", metavar="ID", help="only these slides")
 
-    look = _command(commands, "preview", _preview, "a picture of foreground and patches")
-    look.add_argument("--output", type=Path, default=Path("preview.png"))
+    look = _command(commands, "preview", _preview, "a page with thumbnails, foreground and patches of slides")
+    look.add_argument(
+        "--output",
+        type=Path,
+        default=Path("preview.html"),
+        help=".html: one page; .png: one picture (default: %(default)s)",
+    )
+    look.add_argument("--slides", nargs="+", metavar="ID", help="shown at length on a page (default: the first four)")
+    look.add_argument(
+        "--sheet",
+        type=int,
+        help=f"slides of the contact sheet (default: {SHEET_SLIDES}, on a picture {PICTURE_SLIDES})",
+    )
+    look.add_argument(
+        "--patches",
+        type=int,
+        help=f"of each magnification (default: {PATCHES}); on a picture so many times the magnifications of a stream of"
+        f" all of them (default: {PICTURE_PATCHES})",
+    )
     _stream_arguments(look)
 
     speed = _command(commands, "bench", _bench, "patches a second of the stream and where its time goes, as JSON")
@@ -158,19 +187,19 @@ def _index(arguments: argparse.Namespace) -> int:
     for note in report.notes:
         print(note, file=sys.stderr)
     if report.done + report.kept == 0:
-        _print_failures(report)
+        print_failures(report, ": see failures.parquet")
         raise CatalogError(f"none of {len(report.failures)} slides could be indexed")
     print(
         f"indexed {report.done} slides, {report.kept} were up to date: {report.requests} requests,"
         f" {report.bytes_read / 1e6:.2f} MB of headers"
     )
-    code = max(_print_failures(report), 1 if unlisted else 0)
+    code = max(print_failures(report, ": see failures.parquet"), 1 if unlisted else 0)
     catalog = Catalog.open(arguments.catalog, storage_options=arguments.storage_options)
     for slide_id in mpp if isinstance(mpp, dict) else ():
         if slide_id not in catalog:
             print(f"--mpp {slide_id}=...: the catalog has no slide of this id", file=sys.stderr)
     _print_missing_mpp(catalog)
-    return max(code, _foreground(arguments)) if arguments.foreground else code
+    return max(code, find_foreground(arguments)) if arguments.foreground else code
 
 
 def _list_all(
@@ -202,25 +231,6 @@ def _print_missing_mpp(catalog: Catalog) -> None:
         )
     if len(missing) > NAMED_SLIDES:
         print(f"{len(missing) - NAMED_SLIDES} more slides have no mpp either", file=sys.stderr)
-
-
-def _foreground(arguments: argparse.Namespace) -> int:
-    report = compute_foreground(
-        arguments.catalog,
-        storage_options=arguments.storage_options,
-        slide_storage_options=arguments.slide_storage_options,
-        redo=getattr(arguments, "redo", False),
-    )
-    print(f"found the foreground of {report.done} slides, {report.kept} had one")
-    return _print_failures(report)
-
-
-def _print_failures(report: JobReport) -> int:
-    for line in failed_lines(report.failures[:NAMED_SLIDES]):
-        print(line, file=sys.stderr)
-    if len(report.failures) > NAMED_SLIDES:
-        print(f"{len(report.failures) - NAMED_SLIDES} more were left out: see failures.parquet", file=sys.stderr)
-    return 1 if report.failures else 0
 
 
 def _read_mpp(values: Sequence[str]) -> float | dict[str, float] | None:
@@ -265,6 +275,8 @@ def _export(arguments: argparse.Namespace) -> int:
         storage_options=arguments.storage_options,
         slide_storage_options=arguments.slide_storage_options,
     )
+    if arguments.format == "geojson":
+        return _export_geojson(arguments, catalog)
     report = export_references(
         catalog,
         arguments.output,
@@ -278,6 +290,16 @@ def _export(arguments: argparse.Namespace) -> int:
     return 1 if report.left_out else 0
 
 
+def _export_geojson(arguments: argparse.Namespace, catalog: Catalog) -> int:
+    from online_patching.annotation_job import export_geojson
+
+    report = export_geojson(
+        catalog, arguments.output, slides=arguments.slides, storage_options=arguments.storage_options
+    )
+    print(f"exported the foreground of {report.done} slides as GeoJSON")
+    return print_failures(report)
+
+
 def _stream(arguments: argparse.Namespace) -> PatchStream:
     return PatchStream(
         arguments.catalog,
@@ -285,6 +307,8 @@ def _stream(arguments: argparse.Namespace) -> PatchStream:
         mpp=arguments.mpp,
         min_foreground=arguments.min_foreground,
         seed=arguments.seed,
+        # What is corrupt is to be told, not to end it.
+        most_corrupt_share=1.0,
         decode=arguments.decode,
         storage_options=arguments.storage_options,
         slide_storage_options=arguments.slide_storage_options,
@@ -292,11 +316,39 @@ def _stream(arguments: argparse.Namespace) -> PatchStream:
 
 
 def _preview(arguments: argparse.Namespace) -> int:
-    picture = preview(_stream(arguments))
-    if not cv2.imwrite(str(arguments.output), picture[..., ::-1]):
-        raise ValueError(f"--output {arguments.output}: cannot be written")
-    print(f"wrote {arguments.output}")
+    output: Path = arguments.output
+    if output.suffix.lower() not in (".html", ".htm", ".png", ".jpg"):
+        raise ValueError(f"--output {output}: allowed a file named .html, .png or .jpg")
+    try:
+        if output.suffix.lower().startswith(".htm"):
+            catalog = Catalog.open(
+                arguments.catalog,
+                storage_options=arguments.storage_options,
+                slide_storage_options=arguments.slide_storage_options,
+            )
+            names = ("slides", "size_px", "mpp", "min_foreground", "seed", "decode")
+            given = {name: getattr(arguments, name) for name in names}
+            sheet, patches = _numbers(arguments, SHEET_SLIDES, PATCHES)
+            output.write_text(preview_html(catalog, sheet_slides=sheet, patches=patches, **given), encoding="utf-8")
+        elif arguments.slides:
+            raise ValueError(f"--slides goes with an .html page; got --output {output}")
+        else:
+            sheet, patches = _numbers(arguments, PICTURE_SLIDES, PICTURE_PATCHES)
+            picture = preview(_stream(arguments), slides=sheet, patches=patches * len(arguments.mpp))
+            if not cv2.imwrite(str(output), picture[..., ::-1]):
+                raise OSError("no such folder, or not allowed")
+    except OSError as error:
+        raise ValueError(f"--output {output}: cannot be written ({error})") from error
+    print(f"wrote {output}")
     return 0
+
+
+def _numbers(arguments: argparse.Namespace, sheet: int, patches: int) -> tuple[int, int]:
+    """How many slides and patches to show, where the arguments do not say."""
+    return (
+        sheet if arguments.sheet is None else arguments.sheet,
+        patches if arguments.patches is None else arguments.patches,
+    )
 
 
 def _bench(arguments: argparse.Namespace) -> int:

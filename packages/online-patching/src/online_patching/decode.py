@@ -2,14 +2,15 @@
 
 1. The size that a JPEG or JPEG 2000 stream claims is checked before the codec library allocates anything for it; the
    other decoders get an output of exactly one tile, so no bomb can grow.
-2. One function a codec, each releasing the interpreter lock while it decodes. ``decode_region`` decodes no more of a
-   JPEG than the rectangle needs (``jpeg_decode``), and JPEG and JPEG 2000 at a reduced scale where that is asked for.
+2. One function a codec, each releasing the interpreter lock while it decodes. ``decode_regions`` decodes no more of
+   JPEGs than the rectangles need (``jpeg_decode``), and JPEG and JPEG 2000 at a reduced scale where that is asked for.
 3. ``_as_rgb`` brings grey and transparent samples to RGB.
 
 Reduced scale (``decode: fast``) beside decoding whole and averaging with INTER_AREA, on tiles with tissue: at 1/2, JPEG
 without chroma subsampling differs by 0.1-0.2 grey levels on average (at most 19, PSNR 52-59 dB), with it by 0.5-0.6 (at
 most 21, 46-49 dB), since libjpeg then leaves chroma unsmoothed. The coarser wavelet of JPEG 2000 is sharper than an
-average: 2.6-4.5 grey levels (at most 105, PSNR 31-34 dB) at 1/2, 6-9 (at most 117, 25-27 dB) at 1/4.
+average: 2.6-4.5 grey levels (at most 105, PSNR 31-34 dB) at 1/2, 6-9 (at most 117, 25-27 dB) at 1/4. The tile's grid of
+reduced pixels is fixed, so a patch may also lie up to half a pixel off (README, "How pixels are made").
 
 The colour space comes from the slide's header (``TileEncoding``), never from a guess of the codec library. Whatever
 does not decode to exactly one tile of 8-bit samples is a ``CorruptTileError``.
@@ -17,7 +18,8 @@ does not decode to exactly one tile of 8-bit samples is a ``CorruptTileError``.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import imagecodecs
@@ -28,7 +30,7 @@ from online_patching import nvimgcodec_decode
 from online_patching.errors import CorruptTileError
 from online_patching.formats.header import Codec, Colour, TileEncoding
 from online_patching.jpeg2000_stream import check_jpeg2000, reduced
-from online_patching.jpeg_decode import decode_jpeg, decode_jpeg_part
+from online_patching.jpeg_decode import JpegPart, decode_jpeg, decode_jpeg_parts, plan_jpeg_part
 from online_patching.jpeg_stream import Data
 from online_patching.lzw_stream import check_lzw
 
@@ -60,18 +62,10 @@ def decode_tile(data: Data, encoding: TileEncoding, width_px: int, height_px: in
     return _checked(pixels, (height_px, width_px, 3))
 
 
-def decode_region(
-    data: Data,
-    encoding: TileEncoding,
-    width_px: int,
-    height_px: int,
-    region: tuple[int, int, int, int],
-    *,
-    reduction: int = 1,
-) -> Pixels:
-    """Pixels of a rectangle of one stored tile.
+class TilePart(NamedTuple):
+    """A rectangle of one stored tile.
 
-    Args:
+    Attributes:
         data: The tile as stored.
         encoding: Codec, colour space, tables and predictor of its level.
         width_px: Stored tile width.
@@ -80,32 +74,81 @@ def decode_region(
             not 1.
         reduction: 1, or one of ``reductions``: the tile is decoded at 1 / ``reduction`` of its scale. JPEG: libjpeg's
             scaled DCT; JPEG 2000: a coarser resolution of its wavelets.
+    """
 
-    Returns:
-        uint8 (bottom - top, right - left, 3), RGB; without ``reduction`` the very pixels of ``decode_tile``. It may be
-        memory that this thread uses again in its next call: copy what is to be kept.
+    data: Data
+    encoding: TileEncoding
+    width_px: int
+    height_px: int
+    region: tuple[int, int, int, int]
+    reduction: int = 1
+
+
+def decode_region(part: TilePart) -> Pixels:
+    """Pixels of a rectangle of one stored tile; see ``decode_regions``.
 
     Raises:
-        CorruptTileError: The bytes do not decode to such a tile. Damage below the rows that a rectangle of a JPEG
-            needs is not looked for.
+        CorruptTileError: The bytes do not decode to such a tile.
         ValueError: A rectangle outside of the tile, or a reduction that is none of ``reductions``.
     """
+    (pixels,) = decode_regions([part])
+    if isinstance(pixels, CorruptTileError):
+        raise pixels
+    return pixels
+
+
+def decode_regions(parts: Sequence[TilePart]) -> Iterator[Pixels | CorruptTileError]:
+    """Pixels of rectangles of stored tiles, in order, for little more than decoding itself takes.
+
+    Returns:
+        For each uint8 (bottom - top, right - left, 3), RGB; without ``reduction`` the very pixels of ``decode_tile``.
+        It may be memory that this thread uses again for the next: copy what is to be kept. In place of one that does
+        not decode, its error; damage below the rows that a rectangle of a JPEG needs is not looked for.
+
+    Raises:
+        ValueError: A rectangle outside of the tile, or a reduction that is none of ``reductions``.
+    """
+    planned = [_planned(part) for part in parts]
+    jpegs = decode_jpeg_parts([each for each in planned if isinstance(each, JpegPart)])
+    for part, plan in zip(parts, planned, strict=True):
+        if isinstance(plan, CorruptTileError):
+            yield plan
+            continue
+        x0, y0, x1, y1 = part.region
+        try:
+            if plan is None:
+                pixels = _decode_other_part(part)
+            else:
+                decoded = next(jpegs)
+                if isinstance(decoded, Exception):
+                    raise decoded
+                pixels = _as_rgb(decoded, part.encoding.colour)
+            yield _checked(pixels, (y1 - y0, x1 - x0, 3))
+        except Exception as error:
+            yield _corrupt(part.data, part.encoding, error)
+
+
+def _planned(part: TilePart) -> JpegPart | CorruptTileError | None:
+    """How a part of a JPEG is decoded; None for another codec."""
+    data, encoding, width, height, region, reduction = part
     x0, y0, x1, y1 = region
-    if reduction != 1 and reduction not in reductions(encoding, width_px, height_px):
-        raise ValueError(f"a {encoding.codec} tile of {width_px} x {height_px} px cannot be reduced by {reduction}")
-    if not (0 <= x0 < x1 <= width_px // reduction and 0 <= y0 < y1 <= height_px // reduction):
-        raise ValueError(f"the rectangle {region} is not within a tile of {width_px} x {height_px} px / {reduction}")
+    if reduction != 1 and reduction not in reductions(encoding, width, height):
+        raise ValueError(f"a {encoding.codec} tile of {width} x {height} px cannot be reduced by {reduction}")
+    if not (0 <= x0 < x1 <= width // reduction and 0 <= y0 < y1 <= height // reduction):
+        raise ValueError(f"the rectangle {region} is not within a tile of {width} x {height} px / {reduction}")
+    if encoding.codec is not Codec.JPEG:
+        return None
     try:
-        if encoding.codec is Codec.JPEG:
-            part = decode_jpeg_part(data, encoding, width_px, height_px, region, reduction)
-            pixels = _as_rgb(part, encoding.colour)
-        elif reduction > 1:
-            pixels = _reduced_jpeg2000(data, encoding.colour, height_px, width_px, reduction)[y0:y1, x0:x1]
-        else:
-            pixels = _decode(data, encoding, height_px, width_px)[y0:y1, x0:x1]
-    except Exception as error:
-        raise _corrupt(data, encoding, error) from error
-    return _checked(pixels, (y1 - y0, x1 - x0, 3))
+        return plan_jpeg_part(data, encoding, width, height, region, reduction)
+    except ValueError as error:
+        return _corrupt(data, encoding, error)
+
+
+def _decode_other_part(part: TilePart) -> Pixels:
+    data, encoding, width, height, (x0, y0, x1, y1), reduction = part
+    if reduction > 1:
+        return _reduced_jpeg2000(data, encoding.colour, height, width, reduction)[y0:y1, x0:x1]
+    return _decode(data, encoding, height, width)[y0:y1, x0:x1]
 
 
 def reductions(encoding: TileEncoding, width_px: int, height_px: int) -> tuple[int, ...]:
@@ -129,6 +172,8 @@ def decoder_name(encoding: TileEncoding) -> str:
 
 
 def _corrupt(data: Data, encoding: TileEncoding, error: Exception) -> CorruptTileError:
+    if isinstance(error, CorruptTileError):
+        return error
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return CorruptTileError(f"a tile of {len(data)} bytes does not decode as {encoding.codec} ({reason})")
 

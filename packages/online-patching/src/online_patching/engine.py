@@ -8,14 +8,15 @@ clients and the event loop too. A forked child builds its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import cv2
 
@@ -66,8 +67,15 @@ class WorkerThreads:
         """Run ``work`` on one of the threads, first come first served."""
         self._queue.put(work)
 
-    def close(self) -> None:
-        """End the threads when what was submitted is done; one that a disk keeps waiting is left to end by itself."""
+    def close(self, *, drop: bool = False) -> None:
+        """End the threads when what was submitted is done; one that a disk keeps waiting is left to end by itself.
+
+        Args:
+            drop: Leave undone what no thread has begun.
+        """
+        with suppress(Empty):
+            while drop:
+                self._queue.get_nowait()
         for _ in self._threads:
             self._queue.put(None)
         deadline = time.monotonic() + loop.CLOSE_SECONDS
@@ -142,6 +150,7 @@ def usable_cores() -> int:
 _settings = EngineSettings(decode_threads=usable_cores())
 _lock = threading.Lock()
 _threads: dict[str, WorkerThreads] = {}
+_is_over = False
 _gate = loop.PerLoop(lambda: MemoryGate(lambda: _settings.memory_mb * MEBIBYTE))
 
 
@@ -227,8 +236,8 @@ def memory_gate() -> MemoryGate:
 def close() -> None:
     """End this process's threads, connections and event loop; the next read builds them anew.
 
-    Reads that are under way fail. Nothing needs it: threads are daemons and sockets close with the process. It is for
-    programs that read for a while and then do something else.
+    Reads that are under way fail. Nothing needs it: threads and sockets end with the process. It is for programs
+    that read for a while and then do something else.
     """
     loop.close()
     # What the disks have given is decoded still.
@@ -239,11 +248,29 @@ def close() -> None:
             ended.close()
 
 
+def _end_with_the_interpreter() -> None:
+    """Let decoding threads end while they can: OpenCV aborts the process of one that comes back to a dead interpreter.
+
+    What a stream has begun ahead is dropped; who still asks for pixels gets an error.
+    """
+    global _is_over
+    with _lock:
+        _is_over = True
+        threads = _threads.pop("decode", None)
+    if threads is not None:
+        threads.close(drop=True)
+
+
+atexit.register(_end_with_the_interpreter)
+
+
 def _submit(name: str, work: Callable[[], None]) -> None:
     # Under one lock with ``configure`` and ``close``: work that comes after the end of its threads would never be done.
     with _lock:
         threads = _threads.get(name)
         if threads is None:
+            if _is_over:
+                raise RuntimeError("online_patching reads no more: the interpreter is ending")
             # These threads are the parallelism: OpenCV's own below them would only fight for the same cores.
             cv2.setNumThreads(0)
             count = _settings.decode_threads if name == "decode" else DISK_THREADS

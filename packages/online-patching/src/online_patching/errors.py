@@ -12,6 +12,7 @@
     ├── MissingMppError           a magnification is asked of a slide that has no mpp
     ├── MagnificationError        no stored level serves the magnification asked for
     ├── CatalogError              a catalog folder is missing, broken, newer or does not hold the slide
+    ├── AnnotationError           a foreground that others drew does not fit its slide, or is no valid GeoJSON
     └── SamplingError             no patch of the size asked for fits the foreground
 
 Every message says what, of which slide or file, what was found, what is allowed and how to go on. Wrong arguments
@@ -59,6 +60,10 @@ class MagnificationError(PatchingError):
 
 class CatalogError(PatchingError):
     """The catalog folder is missing, broken, of a newer format, or lacks the slide."""
+
+
+class AnnotationError(PatchingError):
+    """A foreground drawn by others is broken, of another slide, or too large."""
 
 
 class SamplingError(PatchingError):

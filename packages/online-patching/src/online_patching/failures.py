@@ -1,4 +1,4 @@
-"""Which slides did a job leave out, and why? The value, and the table of a catalog that keeps them.
+"""What did a job do, and which slides did it leave out, and why? The values, and the table that keeps them.
 
 ``failures.parquet`` holds one row a slide that could not be indexed, in order of ids and URLs. A slide is tried again
 whenever it is given again, and its row goes when that succeeds.
@@ -31,6 +31,27 @@ class Failure:
     url: str
     error: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """What a job did.
+
+    Attributes:
+        done: Slides worked on now, but for those left out.
+        kept: Slides that were up to date, or not asked for.
+        failures: Slides left out.
+        requests: Range requests made for headers.
+        bytes_read: Bytes of headers received, or of tiles read for thumbnails.
+        notes: What else the user should know, one line each.
+    """
+
+    done: int
+    kept: int
+    failures: tuple[Failure, ...]
+    requests: int = 0
+    bytes_read: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def failure_of(slide_id: str, url: str, error: Exception) -> Failure:

@@ -21,6 +21,7 @@ def catalog_info(catalog: Catalog) -> dict[str, Any]:
     rows = catalog.rows
     mpp = rows.numbers("mpp")
     foreground = rows.numbers("foreground_area_mm2")
+    methods = catalog.table()["foreground_method"].to_pylist()
     return {
         "format_version": FORMAT_VERSION,
         "catalog": catalog.shown_url,
@@ -32,6 +33,7 @@ def catalog_info(catalog: Catalog) -> dict[str, Any]:
         "tiles": int(rows.numbers("tiles").sum()),
         "bytes": int(rows.numbers("size").sum()),
         "slides_with_foreground": int(np.count_nonzero(~np.isnan(rows.numbers("foreground_area_level0_px2")))),
+        "foreground_methods": _counted(name for name in methods if name is not None),
         "foreground_mm2": round(float(np.nansum(foreground)), 3),
         "columns": list(rows.user_columns),
         "failures": [
@@ -49,7 +51,8 @@ def catalog_lines(info: dict[str, Any]) -> list[str]:
         f"formats: {_listed(info['vendors'])}",
         f"levels: {_listed(info['levels'])}",
         f"um/px of level 0: {_listed(info['mpp'])}; {info['mpp_assumed']} assumed from the magnification",
-        f"foreground: {info['slides_with_foreground']:,} slides, {info['foreground_mm2']:,.1f} mm2",
+        f"foreground: {info['slides_with_foreground']:,} slides, {info['foreground_mm2']:,.1f} mm2; found by"
+        f" {_listed(info['foreground_methods'])}",
         f"columns: {', '.join(info['columns']) or 'none'}",
         f"failures: {len(failures)}",
     ]
@@ -102,7 +105,7 @@ def slide_lines(info: dict[str, Any]) -> list[str]:
         area = row["foreground_area_level0_px2"]
         share = "not computed" if area is None else f"{area / (row['width_px'] * row['height_px']):.0%} of the slide"
         lines.append(f"  url {row['url']}, {row['tiles']:,} tiles, um/px from: {row['mpp_source'] or 'nowhere'}")
-        lines.append(f"  foreground {share}")
+        lines.append(f"  foreground {share}" + (f", found by {method}" if (method := row["foreground_method"]) else ""))
         lines += [f"  {name}: {value}" for name, value in row["columns"].items()]
     return lines
 

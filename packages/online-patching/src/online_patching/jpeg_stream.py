@@ -189,7 +189,8 @@ def is_intact(stream: bytes, head: JpegHead) -> bool:
     if not head.has_restarts and _ends_well(stream, head):
         # In nearly all tiles the end is the only marker; the search would take twice the time.
         data = np.frombuffer(stream, np.uint8, offset=len(head.data))
-        if np.count_nonzero((data[:-1] == 0xFF) & (data[1:] != 0)) == 1:
+        follows = np.flatnonzero(data[:-2] == 0xFF) + 1
+        if not np.count_nonzero(data[follows]):
             return True
     return _is_intact(stream, head)
 

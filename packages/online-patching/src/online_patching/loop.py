@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -49,7 +50,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
         def call_exception_handler(self, context: dict[str, Any]) -> None:
             # A child that ends drops its copies of the parent's sessions, which then complain that nobody closed them.
-            if os.getpid() == self._owner_pid:
+            # So do reads that are under way when the interpreter ends, which a stream that reads ahead always has.
+            if os.getpid() == self._owner_pid and not sys.is_finalizing():
                 super().call_exception_handler(context)
 
     return _PackageLoop()

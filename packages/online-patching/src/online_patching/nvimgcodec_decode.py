@@ -5,17 +5,17 @@ serves one thread: two threads in one would crash. Loading the library without C
 from the process's stderr for that moment.
 
 It notices when a file ends too early, but not when the image data does: the rest is then uniform grey. A part that
-ends in such grey is not certain, and ``decode_jpeg_part`` gives None.
+ends in such grey is not certain, and ``decode_jpeg_parts`` gives None.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,38 +37,60 @@ def is_available() -> bool:
     return _library() is not None
 
 
-def decode_jpeg_part(
-    stream: bytes, part: tuple[int, int, int, int], size_px: tuple[int, int], mcu_px: tuple[int, int]
-) -> Pixels | None:
-    """A rectangle of a sequential JPEG without restart markers, as RGB.
+class RegionPart(NamedTuple):
+    """A rectangle of a sequential JPEG without restart markers.
 
-    Args:
+    Attributes:
         stream: The JPEG.
-        part: Left, top, right, bottom.
+        region: Left, top, right, bottom (exclusive).
         size_px: Width and height of the JPEG.
         mcu_px: Width and height of its minimum coded unit.
+    """
+
+    stream: bytes
+    region: tuple[int, int, int, int]
+    size_px: tuple[int, int]
+    mcu_px: tuple[int, int]
+
+    @property
+    def end_px(self) -> tuple[int, int]:
+        """Right and lower end of what is decoded: that of the last unit, which is looked at."""
+        (width, height), (unit_x, unit_y), (_, _, right, bottom) = self.size_px, self.mcu_px, self.region
+        return min(width, -(-right // unit_x) * unit_x), min(height, -(-bottom // unit_y) * unit_y)
+
+
+def decode_jpeg_parts(parts: Sequence[RegionPart]) -> list[Pixels | None]:
+    """Rectangles of JPEGs, as RGB.
 
     Returns:
-        uint8 (bottom - top, right - left, 3), or None where nvImageCodec does not decode it or where the pixels may be
-        what is filled in for data that ended too early; another decoder has to tell.
+        For each part uint8 (bottom - top, right - left, 3), or None where nvImageCodec does not decode it or where the
+        pixels may be what is filled in for data that ended too early; another decoder has to tell.
     """
     library = _library()
-    if library is None:
-        return None
-    left, top, right, bottom = part
-    (width, height), (unit_x, unit_y) = size_px, mcu_px
-    # To the end of the last unit, which is looked at below.
-    end_x, end_y = min(width, -(-right // unit_x) * unit_x), min(height, -(-bottom // unit_y) * unit_y)
-    region = library.Region(top, left, end_y, end_x)
+    if library is None or not parts:
+        return [None] * len(parts)
+    codes = []
+    for part in parts:
+        left, top, _, _ = part.region
+        end_x, end_y = part.end_px
+        region = library.Region(top, left, end_y, end_x)
+        codes.append(library.CodeStream(part.stream).get_sub_code_stream(region=region))
     decoder, parameters = _decoder(library)
-    image = decoder.decode(library.CodeStream(stream).get_sub_code_stream(region=region), params=parameters)
-    if image is None:
-        return None
-    pixels: Pixels = np.asarray(image)
+    images = decoder.decode(codes, params=parameters)
+    return [
+        None if image is None else _checked(np.asarray(image), part) for part, image in zip(parts, images, strict=True)
+    ]
+
+
+def _checked(pixels: Pixels, part: RegionPart) -> Pixels | None:
+    """The pixels that were asked for, or None where they are not certain."""
+    left, top, right, bottom = part.region
+    end_x, end_y = part.end_px
     if pixels.shape != (end_y - top, end_x - left, 3):
         return None
     # Few tiles get past their last pixel.
     if pixels.item(-1) == _FILL[0]:
+        unit_x, unit_y = part.mcu_px
         x = max(0, (end_x - 1) // unit_x * unit_x + _BLEED_PX - left)
         y = max(0, (end_y - 1) // unit_y * unit_y + _BLEED_PX - top)
         last = pixels[y:, x:].tobytes()

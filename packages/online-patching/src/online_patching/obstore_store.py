@@ -11,6 +11,7 @@ expire; for ``az://`` the ``AZURE_STORAGE_*`` variables; for ``gs://`` Google's 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ _forked_after_use = False
 def _after_fork() -> None:
     global _forked_after_use
     _forked_after_use = _forked_after_use or _used or bool(_stores)
+    for store in _stores.values():
+        # Never freed in a child, not even at its end: that would call on a runtime whose threads are the parent's.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
     _stores.clear()
 
 

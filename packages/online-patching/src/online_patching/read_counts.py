@@ -21,7 +21,7 @@ class ReadCounts:
         tile_uses: Tiles that these windows touch, one by one.
         tiles_planned: Tiles that were asked for: fewer where windows of a batch share them.
         tiles: Tiles that were decoded: those of them that are stored, once they have arrived.
-        decode_seconds: CPU time in decoders, summed over threads.
+        decode_seconds: CPU time of the decoding threads at work on tiles: decoding, pasting, resizing.
         bytes_needed: Bytes of the tiles that were needed.
         bytes_planned: Bytes that were fetched for them.
         requests: Range requests to remote stores, those for catalogs and headers too.

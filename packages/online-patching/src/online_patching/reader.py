@@ -33,7 +33,7 @@ from online_patching.batch_plan import (
     plan_batch,
 )
 from online_patching.bytesource import gathered
-from online_patching.decode import Pixels, decode_region
+from online_patching.decode import Pixels, TilePart, decode_regions
 from online_patching.engine import memory_gate, on_decoding_threads, on_disk_threads, settings, tiles_a_turn
 from online_patching.errors import CorruptTileError
 from online_patching.health import HealthLog
@@ -184,34 +184,20 @@ class _Batch:
         self.work.on_threads(on_decoding_threads, lambda: self._decode(items))
 
     def _decode(self, items: Sequence[StoredTile]) -> None:
-        decoded, seconds = 0, 0.0
-        for level, tile, data in items:
+        wanted = [item for item in items if self.assembly.is_wanted(item.level.pieces[item.tile])]
+        parts = [_part_of(item) for item in wanted]
+        started = time.thread_time()
+        for (level, tile, _), part, pixels in zip(wanted, parts, decode_regions(parts), strict=True):
+            if self.work.is_over:
+                break
             pieces = level.pieces[tile]
-            if self.work.is_over or not self.assembly.is_wanted(pieces):
-                continue
-            request = level.request
-            slide, stored_level = request.slide, request.window.level
-            geometry, encoding = slide.header.levels[stored_level], slide.header.encodings[stored_level]
-            region = region_of(pieces)
-            decoded += 1
-            started = time.thread_time()
-            try:
-                pixels = decode_region(
-                    data,
-                    encoding,
-                    geometry.tile_width_px,
-                    geometry.tile_height_px,
-                    region,
-                    reduction=request.reduction,
-                )
-            except CorruptTileError as error:
+            if isinstance(pixels, CorruptTileError):
+                slide, stored_level = level.request.slide, level.request.window.level
                 assert isinstance(slide.tiles, RangeTiles), "only stored bytes are decoded here"
-                self._fail(level, pieces, slide.tiles.corrupt(stored_level, tile, error))
-                continue
-            finally:
-                seconds += time.thread_time() - started
-            self.assembly.paste(pixels, pieces, region[0], region[1])
-        count_decoded(decoded, seconds)
+                self._fail(level, pieces, slide.tiles.corrupt(stored_level, tile, pixels))
+            else:
+                self.assembly.paste(pixels, pieces, part.region[0], part.region[1])
+        count_decoded(len(wanted), time.thread_time() - started)
 
     async def read_others(self, level: LevelTiles) -> None:
         """Tiles that are no byte ranges: their source decodes them."""
@@ -229,3 +215,12 @@ class _Batch:
     def _fail(self, level: LevelTiles, pieces: Sequence[Piece], error: CorruptTileError) -> None:
         self.health.add(level.request.slide_id, corrupt_tiles=1)
         self.assembly.fail(pieces, error)
+
+
+def _part_of(item: StoredTile) -> TilePart:
+    """What the windows need of a tile that has arrived."""
+    request = item.level.request
+    level = request.window.level
+    geometry, encoding = request.slide.header.levels[level], request.slide.header.encodings[level]
+    region = region_of(item.level.pieces[item.tile])
+    return TilePart(item.data, encoding, geometry.tile_width_px, geometry.tile_height_px, region, request.reduction)

@@ -8,7 +8,7 @@ workers, and resuming is setting a position: the number of samples that the cons
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -33,18 +33,28 @@ class Shard:
                 f"rank {self.rank} of {self.world_size}, worker {self.worker} of {self.num_workers}: counted from 0"
             )
 
-    def indices(self, position: int) -> Iterator[int]:
-        """Global sample numbers of this shard from ``position`` on, without end."""
+    def indices(self, position: int, exists: Callable[[int], bool] | None = None) -> Iterator[int]:
+        """Global sample numbers of this shard from ``position`` on.
+
+        Args:
+            position: Samples consumed, in whole global batches.
+            exists: Of a stream that ends: whether it has a sample. Its last batch may be short, and is split at the
+                same places as the others.
+        """
         per_rank = self.global_batch_size // self.world_size
         for batch in itertools.count(position // self.global_batch_size + self.worker, self.num_workers):
-            start = batch * self.global_batch_size + self.rank * per_rank
-            yield from range(start, start + per_rank)
+            first = batch * self.global_batch_size
+            for index in range(first + self.rank * per_rank, first + (self.rank + 1) * per_rank):
+                if exists is not None and not exists(index):
+                    return
+                yield index
 
-    def position_after(self, index: int) -> int:
+    def position_after(self, index: int, *, is_last: bool = False) -> int:
         """Samples consumed once this shard has handed over sample ``index``, in whole global batches.
 
-        A batch that is cut short counts as not consumed, so continuing from here repeats it rather than losing it.
+        A batch that is cut short counts as not consumed, so continuing from here repeats it rather than losing it; the
+        last sample of a stream ends its batch.
         """
         batch, place = divmod(index, self.global_batch_size)
         last_of_rank = (self.rank + 1) * (self.global_batch_size // self.world_size) - 1
-        return (batch + (place == last_of_rank)) * self.global_batch_size
+        return index + 1 if is_last else (batch + (place == last_of_rank)) * self.global_batch_size

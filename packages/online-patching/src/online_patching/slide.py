@@ -188,7 +188,8 @@ class Slide:
             mpp: um per pixel of the patches.
             policy: Which stored level is read; see ``geometry.choose_level``.
             decode: ``fast`` lets JPEG and JPEG 2000 decode at 1/2, 1/4 or 1/8 scale where the patches are that much
-                coarser than the level: faster, with slightly other pixels (see ``decode``).
+                coarser than the level: faster, with slightly other pixels (see ``decode``), at a place that is off by
+                up to half a pixel of the patch.
             out: Where the patches go, uint8 (N, size_px, size_px, 3), C-contiguous: memory that is reused costs less
                 than new memory. Undefined after an error.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from online_patching.bytesource import ObjectInfo, PinnedObject
@@ -47,6 +47,8 @@ class SlideRow:
         experimental: Whether experimental formats were allowed when it was indexed.
         folder: Where the slide's files lie: a URL, or a path below the catalog; None for ``slides/<id>``.
         foreground_area_level0_px2: Area of the foreground in square level-0 pixels, or None where not computed yet.
+        foreground_method: How the foreground was found: a method with what differs from its defaults, or annotations.
+        foreground_digest: Of its polygon as it is stored, so that another one of the same area is told apart.
         columns: The user's columns (patient, label, split, ...); None values are left out.
     """
 
@@ -69,6 +71,8 @@ class SlideRow:
     experimental: bool = False
     folder: str | None = None
     foreground_area_level0_px2: float | None = None
+    foreground_method: str | None = None
+    foreground_digest: str | None = None
     columns: dict[str, Scalar] = field(default_factory=dict)
 
     @property
@@ -82,6 +86,20 @@ class SlideRow:
         if self.foreground_area_level0_px2 is None or self.mpp is None:
             return None
         return self.foreground_area_level0_px2 * self.mpp**2 / 1e6
+
+    def with_foreground(self, method: str, area_level0_px2: float, wkb: bytes) -> SlideRow:
+        """This row with a foreground that was just found, whose stored polygon is ``wkb``."""
+        digest = hashlib.sha256(wkb).hexdigest()[:16]
+        return replace(
+            self,
+            foreground_area_level0_px2=area_level0_px2,
+            foreground_method=method,
+            foreground_digest=digest,
+        )
+
+    def without_foreground(self) -> SlideRow:
+        """This row as it is before a foreground is found."""
+        return replace(self, foreground_area_level0_px2=None, foreground_method=None, foreground_digest=None)
 
 
 def combined_info(objects: Sequence[PinnedObject]) -> ObjectInfo:

@@ -47,11 +47,15 @@ OWN_COLUMNS: dict[str, tuple[str, str]] = {
     "experimental": ("bool", "indexed with experimental formats allowed"),
     "foreground_area_level0_px2": ("double", "area of the foreground in square level-0 pixels"),
     "foreground_area_mm2": ("double", "area of the foreground in mm2"),
+    "foreground_method": ("text", "how the foreground was found"),
+    "foreground_digest": ("string", "digest of the foreground's polygon"),
 }
 NULLABLE = (
     *("folder", "mpp", "mpp_file", "mpp_source", "magnification"),
-    *("foreground_area_level0_px2", "foreground_area_mm2"),
+    *("foreground_area_level0_px2", "foreground_area_mm2", "foreground_method", "foreground_digest"),
 )
+# Tables of earlier versions lack them: there they have no values.
+ADDED_COLUMNS = ("foreground_method", "foreground_digest")
 # Names that metadata may not give to a column: the catalog's own.
 RESERVED_COLUMNS = frozenset(OWN_COLUMNS) - {"id", "mpp"}
 _PINNED = ("size", "mpp", "foreground_area_level0_px2")
@@ -88,8 +92,10 @@ class SlideTable(Sequence[SlideRow]):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        text = [column for column, (kind, _) in OWN_COLUMNS.items() if kind == "text"]
         try:
+            # Tables of earlier versions lack some.
+            there = pq.read_schema(pa.BufferReader(data)).names
+            text = [column for column, (kind, _) in OWN_COLUMNS.items() if kind == "text" and column in there]
             # Without Arrow's data set layer, whose import costs a second; one thread needs half the memory of many.
             arrow = pq.ParquetFile(pa.BufferReader(data), read_dictionary=text).read(use_threads=False)
             table = cls(arrow, name)
@@ -217,9 +223,12 @@ class SlideTable(Sequence[SlideRow]):
         return SlideTable(self.arrow.filter(pc.invert(named)))
 
     def fingerprint(self) -> str:
-        """Short hash of ids, sizes, versions, resolutions and foreground areas, in order."""
+        """Short hash of ids, sizes, versions, resolutions and foregrounds, in order."""
         digest = hashlib.sha256(f"{TABLE_VERSION} {len(self)}".encode())
-        for name in ("id", "version") if len(self) else ():
+        texts = ["id", "version"] if len(self) else []
+        # A table of an earlier version keeps its fingerprint.
+        texts += ["foreground_digest"] if self.arrow["foreground_digest"].null_count < len(self) else []
+        for name in texts:
             lengths, data = _text_bytes(self._columns[name])
             digest.update(lengths)
             digest.update(data)
@@ -285,6 +294,10 @@ def _arrow_of(rows: Sequence[SlideRow]) -> pa.Table:
 
 def _conformed(arrow: pa.Table, name: str) -> pa.Table:
     """The table with the catalog's own columns in their types, the user's behind them, one chunk a column."""
+    import pyarrow as pa
+
+    for column in set(ADDED_COLUMNS) - set(arrow.column_names):
+        arrow = arrow.append_column(column, pa.nulls(len(arrow), _arrow_type(OWN_COLUMNS[column][0])))
     missing = sorted(set(OWN_COLUMNS) - set(arrow.column_names))
     if missing:
         raise CatalogError(f"{name}: the slide table has no column {missing[0]!r}; index the slides again")

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import shapely
 
 from online_patching import loop
-from online_patching.bytesource import ByteSource, ObjectInfo, shown_url
+from online_patching.bytesource import ByteSource, ObjectInfo
 from online_patching.cache import BoundedCache, SharedReads
 from online_patching.catalog_files import FOREGROUND, TILE_TABLE, CatalogFolder
 from online_patching.errors import CatalogError
@@ -58,6 +60,8 @@ class SlideFiles(ABC, Generic[V]):
         self._rows = rows
         self._kept = kept
         self._reads: SharedReads[str, V] = SharedReads(self._read)
+        column = rows.arrow["folder"]
+        self._has_folders = column.null_count < len(column)
 
     def get(self, slide_id: str) -> V:
         """The value of a slide."""
@@ -110,8 +114,8 @@ class SlideFiles(ABC, Generic[V]):
     def _number(self, slide_id: str) -> int:
         return self._rows.known_number(slide_id, self._folder.shown_url)
 
-    def _open_file(self, number: int, name: str) -> ByteSource:
-        slide_id, folder = self._rows.value(number, "id"), self._rows.value(number, "folder")
+    def _open_file(self, slide_id: str, number: int, name: str) -> ByteSource:
+        folder = self._rows.value(number, "folder") if self._has_folders else None
         return open_object(self._folder.file_url(slide_id, folder, name), self._folder.storage_options)
 
     @abstractmethod
@@ -142,7 +146,7 @@ class Handles(SlideFiles[SlideHandle]):
         self._blocks: BlockCache = BoundedCache(KEPT_BLOCKS)
 
     def _open(self, slide_id: str) -> ByteSource:
-        return self._open_file(self._number(slide_id), TILE_TABLE)
+        return self._open_file(slide_id, self._number(slide_id), TILE_TABLE)
 
     def _read_local(self, slide_id: str, file: LocalSource) -> SlideHandle:
         number = self._number(slide_id)
@@ -159,7 +163,7 @@ class Handles(SlideFiles[SlideHandle]):
 
     def _made(self, number: int, file: ByteSource, data: bytes) -> SlideHandle:
         slide_id, mpp, size, version = (self._rows.value(number, name) for name in ("id", "mpp", "size", "version"))
-        front = decode_front(data, shown_url(file.url))
+        front = decode_front(data, file.url)
         if combined_info(front.objects) != ObjectInfo(size, version):
             raise CatalogError(
                 f"{self._folder.shown_url}: slide {slide_id} was indexed anew since; open the catalog again"
@@ -174,6 +178,7 @@ class Outlines(SlideFiles[Outline]):
 
     def __init__(self, folder: CatalogFolder, rows: SlideTable) -> None:
         super().__init__(folder, rows, BoundedCache(len(rows) + 1, max_bytes=KEPT_OUTLINE_BYTES))
+        self._is_missing: npt.NDArray[np.bool_] | None = None
 
     def geometry(self, slide_id: str) -> shapely.Geometry:
         """The polygon itself, which is not kept."""
@@ -182,15 +187,17 @@ class Outlines(SlideFiles[Outline]):
 
     def _open(self, slide_id: str) -> ByteSource:
         number = self._number(slide_id)
-        if self._rows.value(number, "foreground_area_level0_px2") is None:
+        if self._is_missing is None:
+            self._is_missing = np.isnan(self._rows.numbers("foreground_area_level0_px2"))
+        if self._is_missing[number]:
             raise CatalogError(
                 f"{self._folder.shown_url}: slide {slide_id} has no foreground yet; run `online-patching foreground"
                 f" --catalog {self._folder.shown_url}`"
             )
-        return self._open_file(number, FOREGROUND)
+        return self._open_file(slide_id, number, FOREGROUND)
 
     def _read_local(self, slide_id: str, file: LocalSource) -> Outline:
-        return self._made(slide_id, self._folder.read_url(file.url))
+        return self._made(slide_id, file.read_whole_now(max_bytes=MAX_POLYGON_BYTES)[0])
 
     async def _read_remote(self, slide_id: str, file: ByteSource) -> Outline:
         data, _ = await file.read_whole(max_bytes=MAX_POLYGON_BYTES)

@@ -83,7 +83,7 @@ class LocalSource:
 
     async def read_whole(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
         """The file, in one hop to a thread."""
-        return await asyncio.to_thread(self._read_whole, max_bytes)
+        return await asyncio.to_thread(self.read_whole_now, max_bytes=max_bytes)
 
     def _open(self) -> int:
         path = local_path(self.url)
@@ -104,7 +104,13 @@ class LocalSource:
         finally:
             os.close(descriptor)
 
-    def _read_whole(self, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+    def read_whole_now(self, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """``read_whole`` in the calling thread.
+
+        Raises:
+            NotFoundError: The file does not exist.
+            StorageError: It cannot be read, or is larger.
+        """
         data, info = self._read_start(max_bytes)
         check_size(info.size, max_bytes, self.url)
         return data, info

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from online_patching.bytesource import ByteRange, ByteSource, gathered, shown_url
+from online_patching.bytesource import ByteRange, ByteSource, gathered
 from online_patching.cache import BoundedCache
 from online_patching.formats.header import TileRanges
 from online_patching.storage import LocalSource
@@ -69,7 +69,7 @@ class StoredTiles:
         return _Plan(self, level, places, blocks, missing)
 
     def _keep(self, level: int, number: int, body: bytes) -> TileRanges:
-        block = decode_block(body, shown_url(self.source.url))
+        block = decode_block(body, self.source.url)
         return self._kept.put((self._number, level, number), block)
 
 
@@ -134,4 +134,4 @@ async def read_stored_tiles(source: ByteSource, front_bytes: int) -> StoredTiles
         StorageError: It cannot be read.
     """
     (data,) = await source.read_ranges([(0, front_bytes)])
-    return StoredTiles(source, decode_front(data, shown_url(source.url)))
+    return StoredTiles(source, decode_front(data, source.url))

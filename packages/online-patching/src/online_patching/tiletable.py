@@ -30,7 +30,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from online_patching.bytesource import ByteRange, PinnedObject
+from online_patching.bytesource import ByteRange, PinnedObject, shown_url
 from online_patching.errors import CatalogError
 from online_patching.formats.header import SlideHeader, TileRanges
 from online_patching.formats.header_json import header_from_json, header_to_json
@@ -115,34 +115,38 @@ def front_bytes(table: bytes) -> int:
     return int(_HEAD.unpack_from(table)[3])
 
 
-def decode_front(data: bytes, name: str) -> TileTableFront:
+def decode_front(data: bytes, url: str) -> TileTableFront:
     """The front of a tile table.
 
     Args:
         data: The first ``front_bytes`` of the file.
-        name: The file, for messages.
+        url: The file, for messages.
 
     Raises:
         CatalogError: Not a tile table, one of another format, a damaged one, or one of another length than given.
     """
     if len(data) < HEAD_BYTES or data[:4] != b"OPTT":
-        raise CatalogError(f"{name}: not a tile table; index the slide again")
+        raise CatalogError(f"{shown_url(url)}: not a tile table; index the slide again")
     _, version, _, length = _HEAD.unpack_from(data)
     if version != FORMAT_VERSION:
-        raise CatalogError(f"{name}: tile table format {version}, this version reads {FORMAT_VERSION}; index again")
+        raise CatalogError(
+            f"{shown_url(url)}: tile table format {version}, this version reads {FORMAT_VERSION}; index again"
+        )
     if length != len(data):
-        raise CatalogError(f"{name}: written anew since the catalog was opened; open the catalog again")
+        raise CatalogError(f"{shown_url(url)}: written anew since the catalog was opened; open the catalog again")
     try:
         raw = _unpacked(data[HEAD_BYTES:])
         (json_bytes,) = struct.unpack_from("<I", raw)
         header, objects = header_from_json(json.loads(raw[4 : 4 + json_bytes]))
         ends, first_blocks = _block_ends(header, raw[4 + json_bytes :], length)
     except Exception as error:
-        raise CatalogError(f"{name}: the front of the tile table is damaged; index the slide again") from error
+        raise CatalogError(
+            f"{shown_url(url)}: the front of the tile table is damaged; index the slide again"
+        ) from error
     return TileTableFront(header, objects, ends, first_blocks, length)
 
 
-def decode_block(packed: bytes, name: str) -> TileRanges:
+def decode_block(packed: bytes, url: str) -> TileRanges:
     """Byte ranges of the tiles of one block.
 
     Raises:
@@ -156,7 +160,7 @@ def decode_block(packed: bytes, name: str) -> TileRanges:
         gaps = _joined(raw[8 + 4 * count :], 8).view(np.int64)
         ends = first + np.cumsum(gaps + lengths.astype(np.int64))
     except Exception as error:
-        raise CatalogError(f"{name}: a block of the tile table is damaged; index the slide again") from error
+        raise CatalogError(f"{shown_url(url)}: a block of the tile table is damaged; index the slide again") from error
     return TileRanges((ends - lengths).astype(np.uint64), lengths)
 
 
@@ -219,4 +223,4 @@ def _planes(values: npt.NDArray[np.uint32] | npt.NDArray[np.int64]) -> bytes:
 
 
 def _joined(planes: bytes, width: int) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(width, -1).T).reshape(-1)
+    return np.frombuffer(np.frombuffer(planes, np.uint8).reshape(width, -1).T.tobytes(), np.uint8)

@@ -1,14 +1,16 @@
 """How is training driven from a YAML file?
 
 `ssl-train fit --config x.yaml` trains; `ssl-train export --config x.yaml --output FOLDER` writes a
-checkpoint folder from a checkpoint or, without one, from the seeded initial weights. Mistakes of the user
-end in one line on stderr.
+checkpoint folder from a checkpoint or, without one, from the seeded initial weights; `ssl-train convert` (module
+`convert`) needs no config. Mistakes of the user end in one line on stderr. A run that SIGTERM ended exits with 143, so
+that nothing takes it for a finished one.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import signal
 import sys
 import warnings
 import zipfile
@@ -21,16 +23,42 @@ import yaml
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from ssl_train.callbacks import CollapseMonitor, StageProgressBar, StepCheckpoint, Throughput
+from ssl_train import convert, presets
+from ssl_train.callbacks import StageProgressBar, Throughput
 from ssl_train.checkpoint import export_folder, load_training_checkpoint
 from ssl_train.data import PatchData
 from ssl_train.dino import DINO
+from ssl_train.dinov2 import DINOv2
+from ssl_train.event_file import EventFileLogger
+from ssl_train.garbage import GarbageCollection
+from ssl_train.guard import EmbeddingGuard
+from ssl_train.head_warmup import HeadWarmup
+from ssl_train.monitors import CollapseMonitor, NonFiniteGradients
+from ssl_train.preflight import RunChecks
+from ssl_train.saving import FolderExport, StepCheckpoint, StopOnSignal, checkpoint_folder
+from ssl_train.sharding import FullySharded
 
 _SECRET = re.compile(r"key|secret|token|password|credential|connection_string|sas|auth", re.IGNORECASE)
 _MASK = "***"
+# As a shell reports a process that the signal ended.
+_SIGTERM_EXIT = 128 + signal.SIGTERM
 # Errors that no config, file or stream causes: they show their traceback. Everything else is one line.
 _BUGS = (AssertionError, AttributeError, IndexError, KeyError, NameError, NotImplementedError, TypeError)
+
+
+# Callbacks of every run, by the section of the config that sets them.
+_CONFIGURED: dict[str, type[pl.Callback]] = {
+    "checkpoints": StepCheckpoint,
+    "collapse": CollapseMonitor,
+    "non_finite": NonFiniteGradients,
+    "guard": EmbeddingGuard,
+    "head_warmup": HeadWarmup,
+    "exports": FolderExport,
+    "garbage_collection": GarbageCollection,
+}
 
 
 class SSLTrainer(pl.Trainer):
@@ -90,9 +118,32 @@ class SSLCLI(LightningCLI):
         return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"}, "export": {"model"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed for everything, and the checkpoint policy."""
-        parser.add_lightning_class_args(StepCheckpoint, "checkpoints")
+        """One seed for everything, the preset that the run is held against, and the callbacks with settings."""
+        parser.add_argument(
+            "--preset",
+            type=presets.PresetName | None,
+            default=None,
+            help="recipe whose differences from the run are printed at its start",
+        )
+        for name, callback in _CONFIGURED.items():
+            parser.add_lightning_class_args(callback, name)
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_as_seed)
+
+    def before_fit(self) -> None:
+        """Says what is special about the run, and tells the exports the magnification."""
+        config = self.config.fit
+        for callback in _callbacks(self.trainer):
+            if isinstance(callback, FolderExport):
+                callback.mpp = _configured_mpp(config.get("data"))
+        if config.preset is not None:
+            per_step = self.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            follows = presets.derived(
+                max_steps=self.trainer.max_steps,
+                patches_per_step=per_step,
+                epoch_size=config.model.init_args.epoch_size,
+            )
+            run = presets.flatten({"model": config.model.as_dict(), "data": config.data.as_dict()}) | follows
+            _print_once(presets.report(config.preset, config.model.init_args.architecture, run))
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; an export needs no data."""
@@ -115,10 +166,18 @@ class SSLCLI(LightningCLI):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Adds the logger: `logs/version_N/metrics.csv` in the run folder, a new N for every start."""
+        """Adds the loggers: `metrics.csv` and a TensorBoard file in `logs/version_N`, a new N for every start.
+
+        The bar is left out where the config says so.
+        """
         trainer_config = self._get(self.config_init, "trainer")
         if trainer_config.get("logger") in (None, True):
-            kwargs["logger"] = CSVLogger(save_dir=trainer_config.get("default_root_dir") or ".", name="logs")
+            csv = CSVLogger(save_dir=trainer_config.get("default_root_dir") or ".", name="logs")
+            kwargs["logger"] = [csv, EventFileLogger(folder=csv.log_dir)]
+        if trainer_config.get("enable_progress_bar") is False:
+            # Lightning refuses a bar beside it, which no config can take out of the fixed callbacks.
+            shown = [c for c in self.trainer_defaults["callbacks"] if not isinstance(c, StageProgressBar)]
+            self.trainer_defaults = {**self.trainer_defaults, "callbacks": shown}
         return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -126,12 +185,29 @@ class SSLCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and Path(path).is_file() and not zipfile.is_zipfile(path):
             raise ValueError(f"checkpoint {path}: not a checkpoint, or cut short; give one that fit has written")
+        if self.config.subcommand != "fit" or not path or not Path(path).is_dir():
+            return
+        strategy = str(self.config.fit.trainer.strategy)
+        if FullySharded.__name__ not in strategy:
+            raise ValueError(
+                f"checkpoint {path}: sharded, but trainer.strategy is {strategy}; take ssl_train.FullySharded, "
+                "with any number of devices"
+            )
 
-    def export(self, *, model: DINO, output: str, ckpt_path: str | None) -> None:
+    def export(self, *, model: DINO | DINOv2, output: str, ckpt_path: str | None) -> None:
         """Writes the checkpoint folder."""
         step = load_training_checkpoint(model, ckpt_path) if ckpt_path else 0
         folder = export_folder(model, output, step=step, mpp=self._mpp)
         print(f"exported {model.architecture} at step {step} to {folder}")
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(getattr(trainer, "callbacks", []))
+
+
+@rank_zero_only
+def _print_once(text: str) -> None:
+    print(text, flush=True)
 
 
 def _as_seed(seed: Any) -> int:
@@ -156,12 +232,13 @@ def run() -> SSLCLI:
         datamodule_class=PatchData,
         trainer_class=SSLTrainer,
         trainer_defaults={
-            "callbacks": [StageProgressBar(), Throughput(), CollapseMonitor()],
+            "callbacks": [RunChecks(), StageProgressBar(), Throughput(), StopOnSignal()],
             "max_epochs": 1,
         },
         save_config_callback=MaskedSaveConfig,
         seed_everything_default=0,
         parser_kwargs={
+            "description": "Trains foundation models from a YAML file; `ssl-train convert --help` is about weights.",
             "exit_on_error": False,
             "fit": {"exit_on_error": False},
             "export": {"exit_on_error": False},
@@ -178,7 +255,14 @@ def main() -> None:
     for category in (FutureWarning, PossibleUserWarning):
         warnings.filterwarnings("ignore", category=category, module="(pytorch_lightning|lightning_fabric)")
     try:
-        run()
+        if sys.argv[1:2] == ["convert"]:
+            print(f"wrote {convert.run(sys.argv[2:])}")
+        else:
+            ended_by_signal(run())
+    except SIGTERMException:
+        # Lightning's own, where the signal came before `StopOnSignal` could take it over.
+        print("ssl-train: SIGTERM while starting; nothing was saved", file=sys.stderr)
+        sys.exit(_SIGTERM_EXIT)
     except KeyboardInterrupt:
         print("ssl-train: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -189,6 +273,19 @@ def main() -> None:
         sys.exit(1)
 
 
+def ended_by_signal(cli: SSLCLI) -> None:
+    """Exits as a process that SIGTERM ended does, where a run was saved and stopped for it."""
+    for callback in _callbacks(cli.trainer):
+        if isinstance(callback, StopOnSignal) and callback.stopped_at is not None:
+            last = checkpoint_folder(cli.trainer) / "last.ckpt"
+            print(
+                f"ssl-train: SIGTERM: stopped after step {callback.stopped_at} of {cli.trainer.max_steps}; go on with "
+                f"--ckpt_path {last}",
+                file=sys.stderr,
+            )
+            sys.exit(_SIGTERM_EXIT)
+
+
 def one_line(error: BaseException) -> str:
     """The message as one line, without jsonargparse's dump of the config or a worker's traceback."""
     message = str(error).strip()
@@ -197,3 +294,7 @@ def one_line(error: BaseException) -> str:
     text = " ".join(message.split())
     cause = re.search(r"Errors: - (.*?) - Expected a <class 'NoneType'> Given value", text)
     return cause.group(1) if cause else text
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -119,6 +119,27 @@ def prefetch(items: Iterator[_T], *, depth: int) -> Iterator[_T]:
         thread.join(timeout=10)
 
 
+class LoaderAtPosition:
+    """A loader whose every iteration starts at the first sample that the trainer has not consumed.
+
+    A trainer that has epochs of its own (`limit_train_batches`, `max_epochs`) would otherwise see the same patches in
+    each of them.
+
+    Args:
+        loader: the loader.
+        seek: brings its stream to the trainer's position; called before each iteration.
+    """
+
+    def __init__(self, loader: DataLoader[dict[str, Tensor]], seek: Callable[[], None]) -> None:
+        self.loader = loader
+        self._seek = seek
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Batches from the trainer's position on."""
+        self._seek()
+        return iter(self.loader)
+
+
 class PatchData(pl.LightningDataModule):
     """Feeds a patch stream to the trainer.
 
@@ -126,12 +147,16 @@ class PatchData(pl.LightningDataModule):
         stream: the patch stream, given by `class_path` in YAML.
         batch_size: patches per rank and micro-batch.
         num_workers: worker processes; 0 reads in this process, in a thread.
+        global_batch_size: patches that an optimizer step must have over all ranks and micro-batches, so that a recipe
+            is not changed unnoticed on another number of devices; `RunChecks` holds the run to it.
 
     Raises:
         ValueError: `batch_size` below 1 or `num_workers` below 0.
     """
 
-    def __init__(self, *, stream: PatchStream, batch_size: int, num_workers: int = 0) -> None:
+    def __init__(
+        self, *, stream: PatchStream, batch_size: int, num_workers: int = 0, global_batch_size: int | None = None
+    ) -> None:
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(
@@ -140,29 +165,34 @@ class PatchData(pl.LightningDataModule):
         self.stream = stream
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.global_batch_size = global_batch_size
         self._saved: dict[str, Any] | None = None
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def train_dataloader(self) -> LoaderAtPosition:
         """An endless loader that starts at the first sample the trainer has not consumed."""
         assert self.trainer is not None, "PatchData works inside a Lightning trainer"
         self._check_resumed()
-        state = self._saved["stream"] if self._saved is not None else self.stream.state_dict()
-        position = self.trainer.global_step * self._patches_per_step()
-        self.stream.load_state_dict({**state, "position": position})
         dataset = PatchBatches(
             self.stream,
             batch_size=self.batch_size,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
-        return DataLoader(
+        loader = DataLoader(
             dataset,
             batch_size=None,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            # Workers of before would go on from a position of their own.
             persistent_workers=False,
             prefetch_factor=PREFETCHED_BATCHES if self.num_workers else None,
         )
+        return LoaderAtPosition(loader, self._seek)
+
+    def _seek(self) -> None:
+        assert self.trainer is not None, "PatchData works inside a Lightning trainer"
+        state = self._saved["stream"] if self._saved is not None else self.stream.state_dict()
+        self.stream.load_state_dict({**state, "position": self.trainer.global_step * self._patches_per_step()})
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's state and the batch geometry its position counts in."""

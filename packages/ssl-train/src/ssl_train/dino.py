@@ -20,35 +20,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_train import schedules
-from ssl_train.backbone import PositionInterpolation, create_backbone, load_initial_weights
+from ssl_train.backbone import PositionInterpolation, create_backbone
 from ssl_train.crops import MultiCrop
+from ssl_train.distillation import SelfDistillation
 from ssl_train.ema import update_teacher
 from ssl_train.heads import DINOHead
+from ssl_train.initial_weights import initialise
 from ssl_train.losses import DINOLoss
 from ssl_train.network import Network
-from ssl_train.optim import clip_gradients_per_parameter, parameter_groups
+from ssl_train.optim import adamw, clip_gradients_per_parameter, parameter_groups
+from ssl_train.stochastic_depth import draw_branches
 
 # Linear scaling: the base learning rates are stated for this many patches a step.
 _REFERENCE_BATCH = 256
 
 
-class DINO(pl.LightningModule):
+class DINO(SelfDistillation):
     """Self-distillation with no labels.
 
     Args:
         architecture: timm name of the vision transformer.
         architecture_kwargs: further arguments of the backbone, for example `img_size`, `patch_size`, `depth`.
-        init_weights: checkpoint folder or file with weights to start from; random where absent.
+        init_weights: weights to start from: a checkpoint folder, a file (Meta's DINO checkpoints, timm's state
+            dicts, a training checkpoint of another run) or a timm name; random where absent.
+        init_heads: take heads and centre too where `init_weights` has them.
         drop_path_rate: stochastic depth of the student.
         position_interpolation: how positions are resized for other sizes than the native one, see
-            `embed_cls`.
+            `embed_cls`; `dino` is the reference's, `timm` that of the exported weights in timm.
         crops: the multi-crop augmentation.
         out_dim: number of prototypes K.
         head_hidden_dim: width of the head's MLP.
@@ -88,8 +91,9 @@ class DINO(pl.LightningModule):
         architecture: str = "vit_small_patch16_224",
         architecture_kwargs: dict[str, Any] | None = None,
         init_weights: str | None = None,
+        init_heads: bool = True,
         drop_path_rate: float = 0.1,
-        position_interpolation: PositionInterpolation = "timm",
+        position_interpolation: PositionInterpolation = "dino",
         crops: MultiCrop | None = None,
         out_dim: int = 65_536,
         head_hidden_dim: int = 2_048,
@@ -122,6 +126,8 @@ class DINO(pl.LightningModule):
             )
         if not 0 <= teacher_momentum <= 1:
             raise ValueError(f"DINO: teacher_momentum must be between 0 and 1, got {teacher_momentum}")
+        if "drop_path_rate" in (architecture_kwargs or {}):
+            raise ValueError("architecture_kwargs 'drop_path_rate': not accepted; it is an argument of its own")
         self.architecture = architecture
         self.architecture_kwargs = dict(architecture_kwargs or {})
         self.crops = crops or MultiCrop()
@@ -141,24 +147,25 @@ class DINO(pl.LightningModule):
                 )
                 for rate in (drop_path_rate, 0.0)
             )
-        if init_weights is not None:
-            load_initial_weights(self.student.backbone, init_weights)
+            # timm starts the class token near zero, the reference as it starts the positions.
+            assert self.student.backbone.cls_token is not None, "create_backbone refuses architectures without it"
+            nn.init.trunc_normal_(self.student.backbone.cls_token, std=0.02)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.teacher.backbone.eval()
         self.loss = DINOLoss(out_dim=out_dim, student_temp=student_temp, center_momentum=center_momentum)
+        if init_weights is not None:
+            initialise(
+                student=self.student,
+                teacher=self.teacher,
+                loss=self.loss,
+                source=init_weights,
+                heads=init_heads,
+                position_interpolation=position_interpolation,
+            )
         self.input_size_px = self.crops.global_size_px if input_size_px is None else input_size_px
-        sizes = {
-            "crops: global_size_px": self.crops.global_size_px,
-            "crops: local_size_px": self.crops.local_size_px,
-            "input_size_px": self.input_size_px,
-        }
-        for name, size in sizes.items():
-            if size < 1 or size % self.student.patch_size:
-                raise ValueError(
-                    f"{name}={size} is not a multiple of the backbone's patch size {self.student.patch_size}"
-                )
-        self._epoch_size = epoch_size
+        self.check_sizes(patch_size=self.student.patch_size)
+        self.epoch_size = epoch_size
         self._learning_rate = (base_learning_rate, min_learning_rate)
         self._warmup_epochs = warmup_epochs
         self._weight_decay = (weight_decay, weight_decay_end)
@@ -166,7 +173,6 @@ class DINO(pl.LightningModule):
         self._teacher_momentum = teacher_momentum
         self._teacher_temp = (warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs)
         self._freeze_last_layer_epochs = freeze_last_layer_epochs
-        self._patches_per_step: int | None = None
 
     def _network(self, drop_path_rate: float, position_interpolation: PositionInterpolation, **head: Any) -> Network:
         backbone = create_backbone(self.architecture, drop_path_rate=drop_path_rate, **self.architecture_kwargs)
@@ -185,15 +191,10 @@ class DINO(pl.LightningModule):
         self.teacher.backbone.eval()
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Teacher embeddings (B, D) of normalised float images (B, 3, H, W)."""
-        return self.teacher.embed(images)
-
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Sets the rates of this step; all micro-batches of a step agree on them."""
         if self._patches_per_step is None:
-            per_rank = len(batch["image"]) * self.trainer.accumulate_grad_batches
-            self._patches_per_step = per_rank * self.trainer.world_size
+            self.count_patches(batch)
         learning_rate, weight_decay = self._rates(self.global_step)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
@@ -205,22 +206,25 @@ class DINO(pl.LightningModule):
         patches, indices = batch["image"], batch["index"]
         drawn = self.crops(patches, indices, seed=self.seed)
         global_crops, local_crops = (crops.to(self.student.dtype) for crops in drawn)
-        step_seed = np.random.SeedSequence([self.seed, self.global_step, batch_idx, self.global_rank])
-        with torch.random.fork_rng(devices=_cuda_devices(self.device)):
-            torch.manual_seed(int(step_seed.generate_state(1)[0]))
-            student_CBK = self.student(global_crops, local_crops)
+        branches_CBP = draw_branches(
+            indices.tolist(),
+            seed=self.seed,
+            n_crops=len(global_crops) + len(local_crops),
+            n_branches=self.student.n_branches,
+        )
+        student_CBK = self.student(global_crops, local_crops, branches_CBP=branches_CBP)
         with torch.no_grad():
             teacher_2BK = self.teacher(global_crops)
         teacher_temp = self._teacher_temp_now()
-        loss: Tensor = self.loss(student_CBK, teacher_2BK, teacher_temp=teacher_temp)
-        self._log(loss, teacher_2BK, teacher_temp)
+        q_2BK = self.loss.teacher_probabilities(teacher_2BK, teacher_temp=teacher_temp)
+        loss = self.loss.cross_entropy(student_CBK, q_2BK)
+        self._log(loss, teacher_2BK, q_2BK, teacher_temp)
         self.loss.observe(teacher_2BK)
         return loss
 
-    def _log(self, loss: Tensor, teacher_2BK: Tensor, teacher_temp: float) -> None:
+    def _log(self, loss: Tensor, teacher_2BK: Tensor, q_2BK: Tensor, teacher_temp: float) -> None:
         with torch.no_grad():
-            q = self.loss.teacher_probabilities(teacher_2BK, teacher_temp=teacher_temp).flatten(0, -2)
-            entropy = torch.special.entr(q).sum(-1).mean()
+            entropy = torch.special.entr(q_2BK).sum(-1).mean()
             spread = teacher_2BK.flatten(0, -2).float().std(0).mean()
         self.log("loss", loss.detach(), prog_bar=True)
         learning_rate, weight_decay = self._rates(self.global_step)
@@ -236,7 +240,13 @@ class DINO(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with the reference's parameter groups; its rates are set anew at every step."""
-        return torch.optim.AdamW(parameter_groups(self.student), lr=0.0, weight_decay=0.0, fused=True)
+        normalised = any(isinstance(module, nn.BatchNorm1d) for module in self.modules())
+        if normalised and self.trainer.world_size > 1:
+            raise ValueError(
+                f"head_use_bn on {self.trainer.world_size} devices needs the statistics of the whole batch: set "
+                "trainer.sync_batchnorm (GPUs only) or head_use_bn: false"
+            )
+        return adamw(parameter_groups(self.student), precision=self.trainer.precision)
 
     def optimizer_step(
         self,
@@ -249,19 +259,19 @@ class DINO(pl.LightningModule):
         step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.loss.update_center()
-        momentum = schedules.cosine(step, base=self._teacher_momentum, final=1.0, total_steps=self._total_steps())
+        momentum = schedules.cosine(step, base=self._teacher_momentum, final=1.0, total_steps=self.total_steps())
         update_teacher(student=self.student, teacher=self.teacher, momentum=momentum)
 
     def _rates(self, step: int) -> tuple[float, float]:
         """Learning rate and weight decay at a step."""
-        total = self._total_steps()
+        total = self.total_steps()
         peak, lowest = self._learning_rate
         learning_rate = schedules.cosine(
             step,
-            base=peak * self._patches_in_a_step() / _REFERENCE_BATCH,
+            base=peak * self.patches_in_a_step() / _REFERENCE_BATCH,
             final=lowest,
             total_steps=total,
-            warmup_steps=round(self._warmup_epochs * self._epoch_size / self._patches_in_a_step()),
+            warmup_steps=round(self._warmup_epochs * self.epoch_size / self.patches_in_a_step()),
         )
         start, end = self._weight_decay
         return learning_rate, schedules.cosine(step, base=start, final=end, total_steps=total)
@@ -283,28 +293,14 @@ class DINO(pl.LightningModule):
             )
         if self._clip_grad > 0:
             clip_gradients_per_parameter(self.student.parameters(), self._clip_grad)
-        if self._patches_done() < self._freeze_last_layer_epochs * self._epoch_size:
+        if self._patches_done() < self._freeze_last_layer_epochs * self.epoch_size:
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
 
     def _teacher_temp_now(self) -> float:
         warmup, final, epochs = self._teacher_temp
-        epoch = self._patches_done() // self._epoch_size
+        epoch = self._patches_done() // self.epoch_size
         return schedules.teacher_temperature(epoch, warmup=warmup, final=final, warmup_epochs=epochs)
 
-    def _patches_in_a_step(self) -> int:
-        assert self._patches_per_step is not None, "the first micro-batch sets the number of patches in a step"
-        return self._patches_per_step
-
     def _patches_done(self) -> int:
-        return self.global_step * self._patches_in_a_step()
-
-    def _total_steps(self) -> int:
-        total = self.trainer.max_steps
-        if total < 1:
-            raise ValueError(f"trainer.max_steps={total}: the schedules need the number of optimizer steps; set it")
-        return total
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+        return self.global_step * self.patches_in_a_step()

@@ -1,7 +1,8 @@
 """How does the teacher follow the student?
 
-An exponential moving average over the parameters, once an optimizer step (DINO, equation in section 3.1:
-teacher <- m * teacher + (1 - m) * student). Buffers are not averaged: they are copied.
+An exponential moving average over the parameters, once an optimizer step (DINO, section 3.1:
+teacher <- m * teacher + (1 - m) * student). Buffers are left alone, as in the reference (main_dino.py,
+train_one_epoch): the running statistics of batch normalisation, where a head has it, are the teacher's own.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ def update_teacher(*, student: nn.Module, teacher: nn.Module, momentum: float) -
         student: module with the new weights.
         teacher: module of the same structure.
         momentum: m in [0, 1]; 1 leaves the teacher as it is.
+
+    Raises:
+        ValueError: a momentum out of range.
     """
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"teacher momentum {momentum}: must be between 0 and 1")
     teacher_parameters = [p.detach() for p in teacher.parameters()]
     student_parameters = [p.detach() for p in student.parameters()]
-    torch._foreach_mul_(teacher_parameters, momentum)
-    torch._foreach_add_(teacher_parameters, student_parameters, alpha=1.0 - momentum)
-    for theirs, ours in zip(teacher.buffers(), student.buffers(), strict=True):
-        theirs.copy_(ours)
+    torch._foreach_lerp_(teacher_parameters, student_parameters, 1.0 - momentum)

@@ -58,9 +58,13 @@ class DINOLoss(nn.Module):
         Returns:
             A scalar in float32 or better.
         """
+        q_2BK = self.teacher_probabilities(teacher_2BK, teacher_temp=teacher_temp)
+        return self.cross_entropy(student_CBK, q_2BK)
+
+    def cross_entropy(self, student_CBK: Tensor, q_2BK: Tensor) -> Tensor:
+        """The same, given the teacher's probabilities of the two global crops, (2, B, K)."""
         dtype = torch.promote_types(student_CBK.dtype, torch.float32)
         log_p_CBK = nnf.log_softmax(student_CBK.to(dtype) / self.student_temp, dim=-1)
-        q_2BK = self.teacher_probabilities(teacher_2BK, teacher_temp=teacher_temp)
         n_crops = len(student_CBK)
         # The sum over all pairs minus the pairs of a crop with itself: one product instead of 2C - 2.
         all_pairs = (q_2BK.sum(0) * log_p_CBK.sum(0)).sum(-1).mean()

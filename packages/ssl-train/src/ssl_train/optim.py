@@ -23,6 +23,25 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     return [{"params": decayed}, {"params": undecayed, "weight_decay": 0.0}]
 
 
+def adamw(groups: list[dict[str, Any]], *, precision: str | int) -> torch.optim.AdamW:
+    """AdamW with default betas for a method that sets learning rate and weight decay at every step.
+
+    Args:
+        groups: parameter groups.
+        precision: Lightning's precision of the run.
+
+    Raises:
+        ValueError: weights of 16 bits, whose moving average stands still.
+    """
+    if precision in {"16-true", "bf16-true"}:
+        raise ValueError(
+            f"trainer.precision={precision}: a teacher of 16 bits cannot follow steps of 1 - momentum; "
+            "take bf16-mixed, 16-mixed or 32-true"
+        )
+    # With a loss scale a fused optimizer unscales the gradients itself, and so only after they were clipped.
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=precision != "16-mixed")
+
+
 @torch.no_grad()
 def clip_gradients_per_parameter(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     """Scales every gradient whose own L2 norm exceeds `max_norm`, in place.

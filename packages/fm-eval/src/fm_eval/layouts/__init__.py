@@ -1,0 +1,1 @@
+"""Datasets in the layout of their public download, one module a layout."""

@@ -1,0 +1,1 @@
+"""The parts of `tools/experiment.py`; read `definition`, `planning`, `working`, then `outcome`."""
