@@ -180,6 +180,13 @@ def test_patches_repeat_with_the_seed_and_no_two_are_equal(index: Path, tmp_path
     assert len(set(images)) == len(images)
 
 
+@pytest.mark.parametrize("size_px", [16, 64])
+def test_a_square_smaller_than_its_cells_is_painted(size_px: int) -> None:
+    """Of seed 0, no cell's centre lies on a square of fat so small."""
+    with np.errstate(invalid="raise"):
+        paint_tissue("fat", np.random.default_rng(0), size_px=size_px, mpp=0.25)
+
+
 @pytest.mark.parametrize("tissue", TISSUE_CLASSES)
 def test_a_square_of_tissue_continues_itself(tissue: str) -> None:
     square = paint_tissue(tissue, np.random.default_rng(5), size_px=512, mpp=0.25)

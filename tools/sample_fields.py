@@ -174,7 +174,8 @@ def cells(canvas: Canvas, rng: np.random.Generator, *, spacing_um: float) -> F32
     x_um, y_um = _coarse_axes(canvas)
     bend = noise(canvas, rng, scale_um=spacing_um / 2)[::_COARSE, ::_COARSE] * (0.06 * spacing_um)
     columns, rows = x_um[None] + bend, y_um[:, None] + bend[::-1, ::-1].T
-    first = np.full(rows.shape, np.inf, dtype=np.float32)
+    # Farther than any centre that is looked at below; a small canvas may have fewer than two.
+    first = np.full(rows.shape, 4 * spacing_um, dtype=np.float32)
     second = first.copy()
     for x, y in centres:
         near_x, near_y = (
