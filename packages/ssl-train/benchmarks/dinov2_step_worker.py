@@ -44,35 +44,6 @@ def ssl_train(settings: Settings) -> Callable[[], None]:
 
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    global_crops, local_crops, masks = crops_and_masks(settings)
-    ready = SimpleNamespace(
-        global_size_px=settings["global_px"], local_size_px=settings["local_px"], n_locals=settings["n_locals"]
-    )
-
-    class Crops(SimpleNamespace):
-        def __call__(self, *_: Any, **__: Any) -> Any:
-            return global_crops, local_crops
-
-    class Masks:
-        def __call__(self, *_: Any, **__: Any) -> Any:
-            return masks
-
-    sizes = {"embed_dim": settings["dim"], "depth": settings["depth"], "num_heads": settings["heads"]}
-    model = DINOv2(
-        architecture="vit_small_patch14_dinov2",
-        architecture_kwargs={"img_size": settings["global_px"], "patch_size": PATCH, **sizes},
-        crops=Crops(**vars(ready)),  # type: ignore[arg-type]
-        masks=Masks(),  # type: ignore[arg-type]
-        dino_head=HeadSettings(out_dim=settings["out_dim"]),
-        position_interpolation="dino",
-        drop_path_rate=DROP_PATH,
-        base_learning_rate=RATE,
-        weight_decay=WEIGHT_DECAY,
-        teacher_momentum=MOMENTUM,
-        clip_grad=CLIP,
-        warmup_epochs=0,
-        freeze_last_layer_epochs=0,
-    )
     wanted, done = threading.Semaphore(0), threading.Semaphore(0)
     n = settings["batch"]
 
@@ -89,17 +60,51 @@ def ssl_train(settings: Settings) -> Callable[[], None]:
         def __iter__(self) -> Any:
             return batches()
 
-    trainer = pl.Trainer(
-        max_steps=10**6,
-        accelerator="cpu",
-        callbacks=[Done()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    loader: Any = torch.utils.data.DataLoader(Stream(), batch_size=None)
-    threading.Thread(target=trainer.fit, args=(model, loader), daemon=True).start()
+    def fit() -> None:
+        global_crops, local_crops, masks = crops_and_masks(settings)
+        ready = SimpleNamespace(
+            global_size_px=settings["global_px"], local_size_px=settings["local_px"], n_locals=settings["n_locals"]
+        )
+
+        class Crops(SimpleNamespace):
+            def __call__(self, *_: Any, **__: Any) -> Any:
+                return global_crops, local_crops
+
+        class Masks:
+            def __call__(self, *_: Any, **__: Any) -> Any:
+                return masks
+
+        sizes = {"embed_dim": settings["dim"], "depth": settings["depth"], "num_heads": settings["heads"]}
+        model = DINOv2(
+            architecture="vit_small_patch14_dinov2",
+            architecture_kwargs={"img_size": settings["global_px"], "patch_size": PATCH, **sizes},
+            crops=Crops(**vars(ready)),  # type: ignore[arg-type]
+            masks=Masks(),  # type: ignore[arg-type]
+            dino_head=HeadSettings(out_dim=settings["out_dim"]),
+            position_interpolation="dino",
+            drop_path_rate=DROP_PATH,
+            base_learning_rate=RATE,
+            weight_decay=WEIGHT_DECAY,
+            teacher_momentum=MOMENTUM,
+            clip_grad=CLIP,
+            warmup_epochs=0,
+            freeze_last_layer_epochs=0,
+        )
+        trainer = pl.Trainer(
+            max_steps=10**6,
+            accelerator="cpu",
+            callbacks=[Done()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        loader: Any = torch.utils.data.DataLoader(Stream(), batch_size=None)
+        trainer.fit(model, loader)
+
+    # All of torch's work in one thread: a second one would have OpenMP threads of its own, and where there are more of
+    # these than cores, the waiting ones sleep.
+    threading.Thread(target=fit, daemon=True).start()
 
     # The loader is one batch ahead of the trainer.
     wanted.release()
