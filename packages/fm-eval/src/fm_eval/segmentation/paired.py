@@ -56,7 +56,8 @@ def dice_difference(
     Raises:
         MetricError: no image, no run, or no pixel of any class beside the background.
     """
-    if not len(groups) or not all(map(len, (one, other, *one, *other))) or min(permutations, resamples) < 1:
+    runs = [len(one), len(other), *(len(counts) for counts in (*one, *other))]
+    if min(len(groups), permutations, resamples, *runs) < 1:
         raise MetricError(f"paired DICE: {len(groups)} images; an image, a run of each model and a drawing needed")
     unit_N = np.unique(groups, return_inverse=True)[1]
     true_UC = _by_unit(unit_N, one[0][0, None, :, 1, 1:])[0]
@@ -145,6 +146,6 @@ def _parts(one: _Runs, other: _Runs) -> tuple[FloatArray, FloatArray]:
 
 def _by_unit(unit_N: IntArray, values_RNC: IntArray) -> FloatArray:
     """(R, U, C) sums over the images of each group."""
-    sums = np.zeros((len(values_RNC), int(unit_N.max()) + 1, values_RNC.shape[2]))
-    np.add.at(sums, (slice(None), unit_N), values_RNC)
-    return sums
+    sums_URC = np.zeros((int(unit_N.max()) + 1, len(values_RNC), values_RNC.shape[2]))
+    np.add.at(sums_URC, unit_N, values_RNC.swapaxes(0, 1))
+    return sums_URC.swapaxes(0, 1)
