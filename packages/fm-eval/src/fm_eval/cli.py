@@ -230,7 +230,7 @@ _COMMANDS: dict[str, Callable[..., int | None]] = {
 
 # What is given without an option's name: its help, and whether there may be several.
 _POSITIONAL: dict[str, tuple[str, str, bool]] = {
-    "compare": ("results", "result JSON files of `fm-eval run`", True),
+    "compare": ("results", "result JSON files of `fm-eval run` and `fm-eval segment`", True),
     "report": ("results", "files of `fm-eval run`, `segment` and `watch` (curves.json), and of benchmarks", True),
     "doctor": ("data", "folder of a dataset in its public layout, or an index CSV", False),
     "watch": ("folder", "folder in which checkpoint folders appear", False),

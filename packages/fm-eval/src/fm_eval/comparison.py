@@ -2,7 +2,7 @@
 
 1. results are sorted by model and task; results of one model on the same rows are its training seeds, and results on
    the folds of one dataset are put together;
-2. every two models are compared on every task, row by row (significance);
+2. every two models are compared on every task, row by row (significance), in segmentation image by image;
 3. p-values are corrected for all of these tests together (Holm);
 4. models are ranked: by mean rank over the tasks, and by what was shown.
 
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from scipy.stats import rankdata
@@ -26,10 +26,16 @@ from fm_eval.errors import ReportError
 from fm_eval.metrics import FloatArray, IntArray
 from fm_eval.packing import unpack
 from fm_eval.result import EvalResult, write_atomically
+from fm_eval.segmentation.comparing import TaskImages, images_of, settings_of
+from fm_eval.segmentation.paired import dice_difference
+from fm_eval.segmentation.result import SegmentationResult
 from fm_eval.significance import ALPHA, PairedDifference, holm, paired_difference
 
 FORMAT = "fm-eval-comparison"
 FORMAT_VERSION = 1
+
+Comparable = EvalResult | SegmentationResult
+_Result = TypeVar("_Result", EvalResult, SegmentationResult, Comparable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class Compared:
     """Two models on one task.
 
     Attributes:
-        task: name of the dataset.
+        task: name of the dataset; in segmentation with the decoder.
         one: name of the first model.
         other: name of the second.
         found: difference of the first less the second.
@@ -94,7 +100,7 @@ class Rank:
 
     Attributes:
         model: its name.
-        mean: balanced accuracy, mean over the tasks.
+        mean: of balanced accuracy (pooled DICE in segmentation) over the tasks.
         mean_rank: over the tasks; 1 is best, equals share their ranks.
         better_than: pairs of a task and another model that it was shown to be better on.
         worse_than: the same for worse.
@@ -118,9 +124,9 @@ class Comparison:
 
 
 def compare_results(
-    results: Sequence[EvalResult],
+    results: Sequence[_Result],
     *,
-    by: Callable[[EvalResult], str],
+    by: Callable[[_Result], str],
     permutations: int = 10_000,
     resamples: int = 2_000,
     seed: int = 0,
@@ -148,7 +154,7 @@ def compare_results(
     tasks = list(dict.fromkeys(task for model in models for task in of_model[model]))
     found = []
     for task in tasks:
-        rows = {model: rows_of(of_model[model][task]) for model in models if task in of_model[model]}
+        rows = {model: predicted_of(of_model[model][task]) for model in models if task in of_model[model]}
         for one, other in combinations(rows, 2):
             check_same_rows(task, of_model[one][task], of_model[other][task])
             known = rows[one].groups_known and rows[other].groups_known
@@ -164,12 +170,22 @@ def compare_results(
     return Comparison(tasks=tasks, models=models, pairs=pairs, ranks=_ranks(models, pairs))
 
 
-def by_task(results: Sequence[EvalResult]) -> dict[str, list[EvalResult]]:
-    """Results of one model by the name of their dataset, in order of first appearance."""
-    found: dict[str, list[EvalResult]] = {}
+def by_task(results: Sequence[_Result]) -> dict[str, list[_Result]]:
+    """Results of one model by their dataset (in segmentation with the decoder), in order of first appearance."""
+    found: dict[str, list[_Result]] = {}
     for result in results:
-        found.setdefault(str(result.dataset["name"]), []).append(result)
+        name = str(result.dataset["name"])
+        task = f"{name} ({result.decoder['name']})" if isinstance(result, SegmentationResult) else name
+        found.setdefault(task, []).append(result)
     return found
+
+
+def predicted_of(results: Sequence[Comparable]) -> TaskRows | TaskImages:
+    """Put together what one model predicted on one task, of either kind (see `rows_of` and `images_of`)."""
+    segmented = [result for result in results if isinstance(result, SegmentationResult)]
+    if segmented:
+        return images_of(segmented)
+    return rows_of([result for result in results if isinstance(result, EvalResult)])
 
 
 def rows_of(results: Sequence[EvalResult]) -> TaskRows:
@@ -208,32 +224,29 @@ def rows_of(results: Sequence[EvalResult]) -> TaskRows:
     )
 
 
-def check_same_rows(task: str, one: Sequence[EvalResult], other: Sequence[EvalResult]) -> None:
+def check_same_rows(task: str, one: Sequence[Comparable], other: Sequence[Comparable]) -> None:
     """Refuse to compare what was measured otherwise.
 
     Raises:
-        ReportError: other data, split, reported split or headline protocol.
+        ReportError: other data, split, reported split, headline protocol or settings of segmentation.
     """
-
-    def facts(results: Sequence[EvalResult]) -> dict[str, Any]:
-        return {
-            "dataset or split": sorted({result.dataset["sha256"][:12] for result in results}),
-            "reported split": sorted({result.reported_split for result in results}),
-            "headline protocol": sorted({result.probes[0].protocol["name"] for result in results}),
-        }
-
-    mine, yours = facts(one), facts(other)
-    for what, value in mine.items():
-        if value != yours[what] or (what != "dataset or split" and len(value) > 1):
+    of_one, of_other = ([_facts(result) for result in results] for results in (one, other))
+    for what in dict.fromkeys(name for facts in (*of_one, *of_other) for name in facts):
+        value, theirs = (sorted({facts.get(what, "none") for facts in of_model}) for of_model in (of_one, of_other))
+        if value != theirs or (what != "dataset or split" and len(value) > 1):
             raise ReportError(
                 f"compare: {one[0].name} and {other[0].name} on {task} differ in {what} ({', '.join(value)} and "
-                f"{', '.join(yours[what])}), so their rows cannot be paired; run them alike"
+                f"{', '.join(theirs)}), so their rows cannot be paired; run them alike"
             )
 
 
-def difference_of(one: TaskRows, other: TaskRows, **drawn: int) -> PairedDifference:
+def difference_of(one: TaskRows | TaskImages, other: TaskRows | TaskImages, **drawn: int) -> PairedDifference:
     """The paired difference of two models whose rows were checked to be the same."""
     assert one.fingerprint == other.fingerprint, "check_same_rows comes first"
+    if isinstance(one, TaskImages):
+        assert isinstance(other, TaskImages), "tasks of one name are of one kind"
+        return dice_difference(one.groups, one.seeds, other.seeds, **drawn)
+    assert isinstance(other, TaskRows), "tasks of one name are of one kind"
     return paired_difference(one.labels, one.groups, one.right, other.right, **drawn)
 
 
@@ -250,6 +263,14 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in comparison.pairs],
     }
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _facts(result: Comparable) -> dict[str, str]:
+    """What has to be alike for two results to be compared."""
+    facts = {"dataset or split": str(result.dataset["sha256"])[:12], "reported split": result.reported_split}
+    if isinstance(result, SegmentationResult):
+        return {**facts, **{f"setting {name}": value for name, value in settings_of(result).items()}}
+    return {**facts, "headline protocol": str(result.probes[0].protocol["name"])}
 
 
 def _decoded(result: EvalResult) -> tuple[IntArray, IntArray, IntArray]:

@@ -1,9 +1,11 @@
 """Has a model become worse than its baseline, by more than is allowed and more than chance?
 
-A task fails if its estimated drop of balanced accuracy is above what is allowed *and* the drop is shown: a one-sided
-paired test that knows groups and runs, at 1 % for all tasks together (Holm). So noise alone fails one pull request in
-a hundred at most, and a gate that is asked for more than it can see says so: the smallest drop that it would catch in
-95 of 100 cases stands beside every verdict. Before: comparison. After: compare_cli.
+A task fails if its estimated drop of balanced accuracy (in segmentation of pooled DICE) is above what is allowed *and*
+the drop is shown: a one-sided paired test that knows groups and runs, at 1 % for all tasks together (Holm). So noise
+alone fails one pull request in a hundred at most, and a gate that is asked for more than it can see says so: the
+smallest drop that it would catch in 95 of 100 cases stands beside every verdict.
+
+Before: comparison. After: compare_cli.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fm_eval.comparison import by_task, check_same_rows, difference_of, rows_of
+from fm_eval.comparison import Comparable, by_task, check_same_rows, difference_of, predicted_of
 from fm_eval.errors import ReportError
-from fm_eval.result import EvalResult
 from fm_eval.significance import PairedDifference, holm, smallest_visible
 
 # A red light without a cause is worse here than in a table: it teaches people to press the button again.
@@ -25,7 +26,7 @@ class TaskGate:
     """The verdict on one task.
 
     Attributes:
-        task: name of the dataset.
+        task: name of the dataset; in segmentation with the decoder.
         found: new less baseline.
         max_drop: that is allowed.
         p_adjusted: one-sided, that the new one is not worse; corrected for all tasks.
@@ -52,8 +53,8 @@ class TaskGate:
 
 
 def gate(
-    new: Sequence[EvalResult],
-    baseline: Sequence[EvalResult],
+    new: Sequence[Comparable],
+    baseline: Sequence[Comparable],
     *,
     max_drop: float,
     permutations: int = 10_000,
@@ -65,7 +66,7 @@ def gate(
     Args:
         new: results of the model in question; several on the same rows are training seeds.
         baseline: results of what it must not fall below.
-        max_drop: of balanced accuracy that is allowed, 0.01 is one point.
+        max_drop: of the metric of each task that is allowed, 0.01 is one point.
         permutations: see `paired_difference`.
         resamples: see `paired_difference`.
         seed: of both.
@@ -86,7 +87,7 @@ def gate(
     found = []
     for task, old in theirs.items():
         check_same_rows(task, mine[task], old)
-        one, other = rows_of(mine[task]), rows_of(old)
+        one, other = predicted_of(mine[task]), predicted_of(old)
         drawn = {"permutations": permutations, "resamples": resamples, "seed": seed}
         found.append((task, difference_of(one, other, **drawn), one.groups_known and other.groups_known))
     return judge(found, max_drop=max_drop)
@@ -111,11 +112,11 @@ def judge(found: Sequence[tuple[str, PairedDifference, bool]], *, max_drop: floa
 def markdown(gates: Sequence[TaskGate]) -> str:
     """A short summary for a pull request."""
     passed = all(one.passed for one in gates)
-    allowed = gates[0].max_drop
+    allowed, metrics = gates[0].max_drop, " and ".join(dict.fromkeys(one.found.metric for one in gates))
     lines = [
         f"### fm-eval gate: {'passed' if passed else 'failed'}",
         "",
-        f"Allowed drop of balanced accuracy: {100 * allowed:g} points; a task fails if it dropped by more and the drop "
+        f"Allowed drop of {metrics}: {100 * allowed:g} points; a task fails if it dropped by more and the drop "
         f"is shown (one-sided paired test by groups and runs, {100 * GATE_ALPHA:g} % for all tasks together).",
         "",
         "| task | baseline | new | change (95 % interval) | p | smallest drop it can see | verdict |",

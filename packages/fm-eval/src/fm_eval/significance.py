@@ -18,7 +18,7 @@ once are corrected by Holm (1979). Pure: arrays in, numbers out. Before: interva
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -38,10 +38,10 @@ _TIE = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """Balanced accuracy of one model less that of another on the same rows.
+    """Score (balanced accuracy, or pooled DICE) of one model less that of another on the same rows.
 
     Attributes:
-        one: balanced accuracy of the first, mean over its runs.
+        one: score of the first, mean over its runs.
         other: of the second.
         difference: `one` less `other`.
         low: lower bound of the 95 % interval; None for a single group.
@@ -50,9 +50,10 @@ class PairedDifference:
         p_lower: one-sided: small where the first is worse.
         std_error: of the difference, by groups and runs.
         run_std_error: the part of it that is common to all groups of a run; None where it is unknown.
-        rows: that were predicted.
+        rows: that were predicted; images in segmentation.
         groups: that they belong to.
         runs: of the first and of the second.
+        metric: which score it is.
     """
 
     one: float
@@ -67,6 +68,7 @@ class PairedDifference:
     rows: int
     groups: int
     runs: tuple[int, int]
+    metric: str = "balanced accuracy"
 
 
 def paired_difference(
@@ -103,18 +105,52 @@ def paired_difference(
     counts = np.bincount(labels)
     weight_N = 1.0 / (np.count_nonzero(counts) * counts[labels])
     one_RU, other_RU = (_summed(unit_N, weight_N * runs_RN) for runs_RN in (one_RN, other_RN))
+    means_N = one_RN.mean(axis=0), other_RN.mean(axis=0)
+    return conclude(
+        one_RU,
+        other_RU,
+        sampling=_sampling_variance(labels, unit_N, weight_N, means_N[0] - means_N[1]),
+        drawn=lambda: _bootstrap(labels, unit_N, means_N, resamples=resamples, seed=seed),
+        metric="balanced accuracy",
+        rows=rows,
+        permutations=permutations,
+        seed=seed,
+    )
+
+
+def conclude(
+    one_RU: FloatArray,
+    other_RU: FloatArray,
+    *,
+    sampling: float,
+    drawn: Callable[[], FloatArray],
+    metric: str,
+    rows: int,
+    permutations: int,
+    seed: int,
+) -> PairedDifference:
+    """Test and interval of a score that is a sum over groups.
+
+    Args:
+        one_RU: (R, U) what each group adds to the score of each run of the first model; a row sums to that run's score.
+        other_RU: (R', U) the same of the second.
+        sampling: variance of the difference over draws of groups.
+        drawn: gives (S,) differences when groups are drawn with replacement; asked for where there are two groups.
+        metric: name of the score.
+        rows: that the groups hold.
+        permutations: drawings of the test.
+        seed: of the test, and of what widens the drawn differences.
+    """
     difference_U = one_RU.mean(axis=0) - other_RU.mean(axis=0)
     difference, units = float(difference_U.sum()), len(difference_U)
     common = _common_to_groups(one_RU, other_RU)
     spread, freedom = (0.0, 1) if common is None else common
     random = np.random.default_rng([seed, 0])
     null_P = _sign_flips(difference_U, permutations, random) + spread * random.standard_t(freedom, permutations)
-    means_N = one_RN.mean(axis=0), other_RN.mean(axis=0)
-    sampling = _sampling_variance(labels, unit_N, weight_N, means_N[0] - means_N[1])
     low, high = None, None
     if units > 1:
-        shifts_S = np.random.default_rng([seed, 1]).standard_t(freedom, resamples) * spread
-        drawn_S = _bootstrap(labels, unit_N, means_N, resamples=resamples, seed=seed) + shifts_S
+        drawn_S = drawn()
+        drawn_S = drawn_S + np.random.default_rng([seed, 1]).standard_t(freedom, len(drawn_S)) * spread
         low, high = (float(edge) for edge in np.quantile(drawn_S, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return PairedDifference(
         one=float(one_RU.mean(axis=0).sum()),
@@ -128,7 +164,8 @@ def paired_difference(
         run_std_error=None if common is None else spread,
         rows=rows,
         groups=units,
-        runs=(len(one_RN), len(other_RN)),
+        runs=(len(one_RU), len(other_RU)),
+        metric=metric,
     )
 
 

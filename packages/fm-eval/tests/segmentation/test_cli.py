@@ -125,7 +125,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     [
         ("", "not written by `fm-eval segment`"),
         ('{"format": "fm-eval-result"}', "not written by `fm-eval segment`"),
-        ('{"format": "fm-eval-segmentation", "format_version": 2}', "format_version 2 is newer than 1"),
+        ('{"format": "fm-eval-segmentation", "format_version": 3}', "format_version 3 is newer than 2"),
         ('{"format": "fm-eval-segmentation", "format_version": 1}', "damaged"),
     ],
 )

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.errors import ResultError
+from fm_eval.packing import pack
 from fm_eval.segmentation.encoder import WindowEncoder
 from fm_eval.segmentation.features import (
     FreshBatches,
@@ -135,6 +136,7 @@ def segment(
         settings=asdict(settings),
         versions={"python": python_version(), **{package: version(package) for package in _PACKAGES}},
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        groups=pack(np.unique([image.group_id for image in dataset.of_split("test")], return_inverse=True)[1]),
     )
 
 
@@ -179,11 +181,12 @@ def _run(
         steps=progress.step,
         losses=progress.losses,
         checks=progress.checks,
-        scores={split: scores for split, (scores, _) in tested.items()},
+        scores={split: found.scores for split, found in tested.items()},
         train_seconds=round(progress.seconds, 3),
         test_seconds=round(time.perf_counter() - start, 3),
+        counts=pack(tested["test"].counts),
     )
-    return outcome, tested["test"][1]
+    return outcome, tested["test"].predicted
 
 
 def _grids(
@@ -244,6 +247,8 @@ def _describe(dataset: SegmentationDataset) -> dict[str, Any]:
         "classes": list(dataset.classes.names),
         "images": {split: len(dataset.of_split(split)) for split in ("train", *_HELD_OUT)},
         "split_source": dataset.split_source,
+        # where none is given, an image's group is its own name
+        "groups_known": any(image.group_id != image.image_id for image in dataset.images),
     }
 
 

@@ -20,6 +20,7 @@ from fm_eval.segmentation.decoder import Decoder
 from fm_eval.segmentation.dice import SegmentationScores, confusion, dice_by_class, score
 from fm_eval.segmentation.features import TokenStore
 from fm_eval.segmentation.layouts import LabelledImage, SegmentationDataset
+from fm_eval.segmentation.paired import image_counts
 from fm_eval.segmentation.windows import Corner, stitch
 
 
@@ -30,6 +31,21 @@ class Grids:
     images: tuple[LabelledImage, ...]
     corners: list[list[Corner]]
     store: TokenStore
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What a decoder reaches on one split.
+
+    Attributes:
+        scores: of all images.
+        counts: (N, 3, C) pixels of each image, as `image_counts` gives them.
+        predicted: class numbers (H, W) of the first images.
+    """
+
+    scores: SegmentationScores
+    counts: IntArray
+    predicted: list[NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +84,8 @@ class Predictor:
         values = dice_by_class(np.sum(matrices, axis=0)[None], ignore_absent=False)[0, 1:]
         return None if np.isnan(values).all() else float(np.nanmean(values))
 
-    def test(
-        self, dataset: SegmentationDataset, grids: Grids, *, keep: int = 0
-    ) -> tuple[SegmentationScores, list[NDArray[np.uint8]]]:
-        """Scores of all images of a split, and the predicted class numbers (H, W) of the first `keep`."""
+    def test(self, dataset: SegmentationDataset, grids: Grids, *, keep: int = 0) -> Tested:
+        """Predict all images of a split; the predictions of the first `keep` are kept."""
         of_images: list[IntArray] = []
         of_windows: list[IntArray] = []
         kept: list[NDArray[np.uint8]] = []
@@ -83,8 +97,9 @@ class Predictor:
             of_windows += matrices
             if len(kept) < keep:
                 kept.append(predicted)
-        names = dataset.classes.names
-        return score(np.stack(of_images), np.stack(of_windows), class_names=names), kept
+        matrices_NCC = np.stack(of_images)
+        scores = score(matrices_NCC, np.stack(of_windows), class_names=dataset.classes.names)
+        return Tested(scores, image_counts(matrices_NCC), kept)
 
     def _image(
         self, image: LabelledImage, corners: list[Corner], store: TokenStore, first: int

@@ -18,7 +18,8 @@ from fm_eval.result import write_atomically
 from fm_eval.segmentation.dice import SegmentationScores
 
 FORMAT = "fm-eval-segmentation"
-FORMAT_VERSION = 1
+# 2 added counts of each test image, which a paired comparison needs. A file of version 1 reads as one without them.
+FORMAT_VERSION = 2
 
 METRICS = ("dice_pooled", "dice_image", "dice_patch", "miou", "miou_with_background")
 _BY_CLASS = ("dice_pooled_by_class", "dice_image_by_class", "dice_patch_by_class", "iou_by_class")
@@ -37,6 +38,8 @@ class SegmentationRun:
         scores: by split.
         train_seconds: wall time of the training.
         test_seconds: wall time of prediction, stitching and counting.
+        counts: packed (N, 3, C) overlap, true and predicted pixels of each class in each image of the reported split;
+            None in files of format version 1.
     """
 
     run: int
@@ -47,6 +50,7 @@ class SegmentationRun:
     scores: dict[str, SegmentationScores]
     train_seconds: float
     test_seconds: float
+    counts: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,8 @@ class SegmentationResult:
         settings: of windows, training and device.
         versions: of the packages that the numbers depend on.
         seconds: wall time by stage.
+        groups: packed (N,) numbers of the groups of the reported split's images, each its own where none are known;
+            None in files of format version 1.
     """
 
     name: str
@@ -91,6 +97,7 @@ class SegmentationResult:
     settings: dict[str, Any]
     versions: dict[str, str]
     seconds: dict[str, float]
+    groups: str | None = None
 
     @property
     def converged(self) -> list[SegmentationRun]:
@@ -140,7 +147,8 @@ def read_segmentation(path: str | Path) -> SegmentationResult:
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ResultError(f"result {path}: format_version {version} is newer than {FORMAT_VERSION}; update fm-eval")
     try:
-        known = {name: content[name] for name in SegmentationResult.__slots__}
+        known = {name: content[name] for name in SegmentationResult.__slots__ if name != "groups"}
+        known["groups"] = content.get("groups")
         known["runs"] = [
             SegmentationRun(**{**run, "scores": {k: SegmentationScores(**v) for k, v in run["scores"].items()}})
             for run in content["runs"]
