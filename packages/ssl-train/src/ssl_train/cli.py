@@ -154,7 +154,7 @@ class SSLCLI(LightningCLI):
         self._mpp = _configured_mpp(config.get("data"))
         parser = LightningArgumentParser()
         parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-        self.model = parser.instantiate_classes(parser.parse_object({"model": config.model})).model
+        self.model = parser.instantiate(parser.parse_object({"model": config.model})).model
         self.datamodule = None
         self.config_init = self.config
         self.trainer = SSLTrainer(
