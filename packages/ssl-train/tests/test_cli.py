@@ -127,11 +127,11 @@ def test_fit_then_export(
 def test_a_run_that_is_told_to_end_says_so_and_is_no_success(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def terminated(sample: int) -> str:
-        arguments = ("--trainer.max_steps=40", f"--data.stream.init_args.sigterm_at={sample}")
+    def terminated(sample: int, name: str = "sigterm", code: int = 143) -> str:
+        arguments = ("--trainer.max_steps=40", f"--data.stream.init_args.{name}_at={sample}")
         with pytest.raises(SystemExit) as stop:
             main(monkeypatch, "fit", "--config", str(config), *arguments)
-        assert stop.value.code == 143
+        assert stop.value.code == code
         return capsys.readouterr().err
 
     assert "ssl-train: SIGTERM while starting; nothing was saved" in terminated(0)
@@ -141,6 +141,11 @@ def test_a_run_that_is_told_to_end_says_so_and_is_no_success(
     step = torch.load(last, weights_only=True)["global_step"]
     assert 0 < step < 40
     assert f"ssl-train: SIGTERM: stopped after step {step} of 40; go on with --ckpt_path {last}" in told
+
+    told = terminated(48, "sigint", 130)
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < step < 40
+    assert f"ssl-train: Ctrl-C: stopped after step {step} of 40; go on with --ckpt_path {last}" in told
 
 
 def test_exports_of_a_run_know_the_magnification(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
