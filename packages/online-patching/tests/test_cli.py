@@ -45,6 +45,9 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
     picture = tmp_path / "p.png"
     assert main(["preview", "--catalog", catalog, "--size-px", "64", "--mpp", "1.0", "--output", str(picture)]) == 0
     assert cv2.imread(str(picture)).std() > 10
+    picture = tmp_path / "none" / "p.png"
+    assert main(["preview", "--catalog", catalog, "--size-px", "64", "--mpp", "1.0", "--output", str(picture)]) == 2
+    assert "cannot be written ([Errno 2] No such file or directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -360,14 +360,15 @@ def _preview(arguments: argparse.Namespace) -> int:
             names = ("slides", "size_px", "mpp", "min_foreground", "seed", "decode")
             given = {name: getattr(arguments, name) for name in names}
             sheet, patches = _numbers(arguments, SHEET_SLIDES, PATCHES)
-            output.write_text(preview_html(catalog, sheet_slides=sheet, patches=patches, **given), encoding="utf-8")
+            content = preview_html(catalog, sheet_slides=sheet, patches=patches, **given).encode()
         elif arguments.slides:
             raise ValueError(f"--slides goes with an .html page; got --output {output}")
         else:
             sheet, patches = _numbers(arguments, PICTURE_SLIDES, PICTURE_PATCHES)
             picture = preview(_stream(arguments), slides=sheet, patches=patches * len(arguments.mpp))
-            if not cv2.imwrite(str(output), picture[..., ::-1]):
-                raise OSError("no such folder, or not allowed")
+            # OpenCV itself would not say why it cannot write.
+            content = cv2.imencode(output.suffix, picture[..., ::-1])[1].tobytes()
+        output.write_bytes(content)
     except OSError as error:
         raise ValueError(f"--output {output}: cannot be written ({error})") from error
     print(f"wrote {output}")
