@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import fm_eval
 import numpy as np
 import pytest
 import yaml
-from fm_eval import LAYOUTS, ResultError, read_result
+from fm_eval import LAYOUTS, ResultError, cli, read_result
 from fm_eval.cli import build_parser, main
 from fm_eval.task import read_task
 
@@ -152,3 +153,33 @@ def test_public_names() -> None:
         write_comparison paired_difference PairedDifference gate TaskGate
     """
     assert set(fm_eval.__all__) == set(names.split())
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (
+            OSError(28, "No space left on device", "embeddings.npy"),
+            2,
+            "No space left on device: 'embeddings.npy'; check",
+        ),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+    ],
+)
+def test_what_ends_a_command_from_outside_ends_it_without_a_traceback(
+    raised: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def doctor(**_: object) -> int:
+        raise raised
+
+    monkeypatch.setitem(cli._COMMANDS, "doctor", doctor)
+    output = os.dup(1)
+    try:
+        assert main(["doctor", "x"]) == code
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+    shown = capfd.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == (1 if told else 0)

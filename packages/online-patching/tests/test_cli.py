@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -42,6 +45,9 @@ def test_from_a_folder_to_a_preview(slide_folder: Path, tmp_path: Path, capsys: 
     picture = tmp_path / "p.png"
     assert main(["preview", "--catalog", catalog, "--size-px", "64", "--mpp", "1.0", "--output", str(picture)]) == 0
     assert cv2.imread(str(picture)).std() > 10
+    picture = tmp_path / "none" / "p.png"
+    assert main(["preview", "--catalog", catalog, "--size-px", "64", "--mpp", "1.0", "--output", str(picture)]) == 2
+    assert "cannot be written ([Errno 2] No such file or directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -119,3 +125,25 @@ def test_storage_clients_do_not_log_their_requests(
     client = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
     assert not client.isEnabledFor(logging.INFO)
     assert logging.getLogger("online_patching.stream").isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize(("reader", "code", "told"), [("head", 141, ""), ("full disk", 2, "No space left")])
+def test_output_that_nobody_can_take_ends_without_a_traceback(
+    reader: str, code: int, told: str, slide_folder: Path
+) -> None:
+    command = [sys.executable, "-m", "online_patching.cli", "info", str(slide_folder / "a.svs")]
+    if reader == "head":
+        taken, output = os.pipe()
+        os.close(taken)
+    else:
+        if not Path("/dev/full").exists():
+            pytest.skip("a device that is always full")
+        output = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(output)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -19,7 +19,8 @@ class StreamError(Exception):
 class SyntheticStream:
     """Counts what it serves from its position on.
 
-    At the sample of that number `fail_at` raises, `end_at` ends the stream, and `sigterm_at` asks the process to end.
+    At the sample of that number `fail_at` raises, `end_at` ends the stream, and `sigterm_at` and `sigint_at`
+    ask the process to end.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class SyntheticStream:
         fail_at: int | None = None,
         end_at: int | None = None,
         sigterm_at: int | None = None,
+        sigint_at: int | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         if size_px < 1:
@@ -40,6 +42,7 @@ class SyntheticStream:
         self.fail_at = fail_at
         self.end_at = end_at
         self.sigterm_at = sigterm_at
+        self.sigint_at = sigint_at
         self._position = 0
         self._shard = (1, 0, 1, 0, 1)
 
@@ -56,6 +59,8 @@ class SyntheticStream:
                     return
                 if index == self.sigterm_at:
                     os.kill(os.getpid(), signal.SIGTERM)
+                if index == self.sigint_at:
+                    os.kill(os.getpid(), signal.SIGINT)
                 yield {"image": self._image(index), "index": index, "slide_id": f"s{index % 3}"}
             batch += num_workers
 

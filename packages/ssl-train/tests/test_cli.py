@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,11 @@ def test_fit_then_export(
         "--output",
         str(tmp_path / "trained"),
     )
-    main(monkeypatch, "export", "--config", str(config), "--output", str(tmp_path / "random"))
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "all")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        main(monkeypatch, "export", "--config", str(config), "--output", str(tmp_path / "random"))
+    assert not [warning for warning in shown if "ssl_train" in warning.filename], "advice that no user can follow"
     assert "exported vit_tiny_patch16_224 at step 4" in capsys.readouterr().out
     folders = [tmp_path / name for name in ("trained", "random")]
     described = [json.loads((folder / "backbone.json").read_text()) for folder in folders]
@@ -122,11 +127,11 @@ def test_fit_then_export(
 def test_a_run_that_is_told_to_end_says_so_and_is_no_success(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def terminated(sample: int) -> str:
-        arguments = ("--trainer.max_steps=40", f"--data.stream.init_args.sigterm_at={sample}")
+    def terminated(sample: int, name: str = "sigterm", code: int = 143) -> str:
+        arguments = ("--trainer.max_steps=40", f"--data.stream.init_args.{name}_at={sample}")
         with pytest.raises(SystemExit) as stop:
             main(monkeypatch, "fit", "--config", str(config), *arguments)
-        assert stop.value.code == 143
+        assert stop.value.code == code
         return capsys.readouterr().err
 
     assert "ssl-train: SIGTERM while starting; nothing was saved" in terminated(0)
@@ -136,6 +141,11 @@ def test_a_run_that_is_told_to_end_says_so_and_is_no_success(
     step = torch.load(last, weights_only=True)["global_step"]
     assert 0 < step < 40
     assert f"ssl-train: SIGTERM: stopped after step {step} of 40; go on with --ckpt_path {last}" in told
+
+    told = terminated(48, "sigint", 130)
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < step < 40
+    assert f"ssl-train: Ctrl-C: stopped after step {step} of 40; go on with --ckpt_path {last}" in told
 
 
 def test_exports_of_a_run_know_the_magnification(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,12 +102,33 @@ def test_every_period_is_completed_once(per_step: float, every: float) -> None:
 class Terminate(pl.Callback):
     """The scheduler wants the machine back, in the middle of a step."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, *signals: signal.Signals) -> None:
         self.step = step
+        self.signals = signals or (signal.SIGTERM,)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for each in self.signals:
+                os.kill(os.getpid(), each)
+
+
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(
+    make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    stop = StopOnSignal()
+    make_trainer(callbacks=[stop, Terminate(2, signal.SIGINT)], max_steps=6).fit(make_dino(), make_data())
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert stop.stopped_at == step_of(last) == 3
+    assert stop.stopped_by == signal.SIGINT
+    assert "once more ends at once" in capfd.readouterr().err
+    last.unlink()
+    trainer = make_trainer(callbacks=[StopOnSignal(), Terminate(2, signal.SIGINT, signal.SIGINT)], max_steps=6)
+    with pytest.raises(SystemExit) as end:
+        trainer.fit(make_dino(), make_data())
+    assert isinstance(end.value.__context__, KeyboardInterrupt)
+    assert not last.exists()
+    signal.signal(signal.SIGINT, before)  # Lightning shuts its ears while it goes down
 
 
 def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(

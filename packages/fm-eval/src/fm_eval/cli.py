@@ -1,11 +1,13 @@
 """The command `fm-eval`: run, embed, label-free, segment, watch, compare, report, doctor, tp53, patches.
 
 Every argument can come from the command line or from `--config FILE.yaml`. What a user can cause is answered
-by one line on stderr and exit code 2.
+by one line on stderr and exit code 2; Ctrl-C is 130, and a reader that goes away (`| head`) 141.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -266,10 +268,28 @@ def main(argv: list[str] | None = None) -> int:
         except Exception as error:  # the only object that is built here is a stream, of another package
             raise DatasetError(f"stream: {error}") from error
         arguments.pop("config", None)
-        return _COMMANDS[command](**arguments) or 0
+        code = _COMMANDS[command](**arguments) or 0
+        sys.stdout.flush()
+        return code
     except (FmEvalError, ArgumentError) as error:
         print(f"fm-eval: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fm-eval: interrupted; the same command goes on from what it has kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        _forget_output()
+        return 141
+    except OSError as error:
+        print(f"fm-eval: {error}; check the place, its permissions and its space", file=sys.stderr)
+        _forget_output()
+        return 2
+
+
+def _forget_output() -> None:
+    """What could not be written is not tried again when Python ends, which would show a traceback."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _underscored(word: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
 import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -45,7 +47,10 @@ from online_patching.stream import PatchStream
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code (0 done, 1 some slides left out, 2 nothing done)."""
+    """Run the command; returns its exit code (0 done, 1 some slides left out, 2 nothing done).
+
+    Where the reader of its output goes away (``| head``), that is no error: 141, as a shell reports the signal for it.
+    """
     parsed = _parser().parse_args(arguments)
     # Only this package speaks of its progress: clients such as Azure's log every request.
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
@@ -54,13 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         code: int = parsed.run(parsed)
+        sys.stdout.flush()
     except (PatchingError, ValueError) as error:
         print(f"online-patching {parsed.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"online-patching {parsed.command}: stopped; run it again to go on where it stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        _forget_output()
+        return 141
+    except OSError as error:
+        print(f"online-patching {parsed.command}: {error}", file=sys.stderr)
+        _forget_output()
+        return 2
     return code
+
+
+def _forget_output() -> None:
+    """What could not be written is not tried again when Python ends, which would show a traceback."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     index = _command(commands, "index", _index, "read the headers of slides into a catalog")
-    index.add_argument("slides", nargs="+", help="slides or folders of slides, local paths or URLs")
+    index.add_argument("slides", nargs="+", help="slides, folders or globs of slides, local paths or URLs")
     index.add_argument(
         "--mpp", action="append", default=[], metavar="UM or ID=UM", help="um/px of level 0 (see README)"
     )
@@ -80,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--metadata", type=Path, help="CSV with a column 'file', 'id' or of TCGA barcodes, and the columns to add"
     )
-    index.add_argument("--workers", type=int, default=INDEX_WORKERS, help="slides worked on at a time")
+    index.add_argument(
+        "--workers", type=int, default=INDEX_WORKERS, help="slides worked on at a time (default: %(default)s)"
+    )
     index.add_argument("--experimental", action="store_true", help="index experimental formats too (see README)")
     index.add_argument("--foreground", action="store_true", help="find the foreground as well")
 
@@ -122,11 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     _stream_arguments(look)
 
     speed = _command(commands, "bench", _bench, "patches a second of the stream and where its time goes, as JSON")
-    speed.add_argument("--patches", type=int, default=2000, help="how many are received after a warm-up, at least 768")
+    speed.add_argument(
+        "--patches",
+        type=int,
+        default=2000,
+        help="how many are received after a warm-up, at least 768 (default: %(default)s)",
+    )
     speed.add_argument("--threads", type=int, help="threads that decode (default: one a core)")
     speed.add_argument(
         "--growth", action="store_true", help="also with 1, 2, 4, ... threads and 8 to 256 requests in flight"
     )
+    speed.add_argument("--where", metavar="FILTER", help="only slides such as \"split == 'train'\" (see README)")
     _stream_arguments(speed)
     return parser
 
@@ -143,15 +170,18 @@ def _command(
 
 
 def _stream_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--size-px", type=int, default=256)
-    command.add_argument("--mpp", type=float, nargs="+", default=[2.0, 1.0, 0.5, 0.25])
-    command.add_argument("--min-foreground", type=float, default=0.4)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--size-px", type=int, default=256, help="width and height of a patch (default: %(default)s)")
+    scales = [2.0, 1.0, 0.5, 0.25]
+    command.add_argument("--mpp", type=float, nargs="+", default=scales, help="um/px (default: 2 1 0.5 0.25)")
+    command.add_argument(
+        "--min-foreground", type=float, default=0.4, help="least share inside the foreground (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the choice of patches (default: %(default)s)")
     command.add_argument(
         "--decode",
         choices=get_args(DecodeMode),
         default="exact",
-        help="fast: decode at reduced scale where patches are coarser (see README)",
+        help="fast: decode at reduced scale where patches are coarser (default: %(default)s; see README)",
     )
 
 
@@ -300,13 +330,14 @@ def _export_geojson(arguments: argparse.Namespace, catalog: Catalog) -> int:
     return print_failures(report)
 
 
-def _stream(arguments: argparse.Namespace) -> PatchStream:
+def _stream(arguments: argparse.Namespace, *, where: str | None = None) -> PatchStream:
     return PatchStream(
         arguments.catalog,
         size_px=arguments.size_px,
         mpp=arguments.mpp,
         min_foreground=arguments.min_foreground,
         seed=arguments.seed,
+        where=where,
         # What is corrupt is to be told, not to end it.
         most_corrupt_share=1.0,
         decode=arguments.decode,
@@ -329,14 +360,15 @@ def _preview(arguments: argparse.Namespace) -> int:
             names = ("slides", "size_px", "mpp", "min_foreground", "seed", "decode")
             given = {name: getattr(arguments, name) for name in names}
             sheet, patches = _numbers(arguments, SHEET_SLIDES, PATCHES)
-            output.write_text(preview_html(catalog, sheet_slides=sheet, patches=patches, **given), encoding="utf-8")
+            content = preview_html(catalog, sheet_slides=sheet, patches=patches, **given).encode()
         elif arguments.slides:
             raise ValueError(f"--slides goes with an .html page; got --output {output}")
         else:
             sheet, patches = _numbers(arguments, PICTURE_SLIDES, PICTURE_PATCHES)
             picture = preview(_stream(arguments), slides=sheet, patches=patches * len(arguments.mpp))
-            if not cv2.imwrite(str(output), picture[..., ::-1]):
-                raise OSError("no such folder, or not allowed")
+            # OpenCV itself would not say why it cannot write.
+            content = cv2.imencode(output.suffix, picture[..., ::-1])[1].tobytes()
+        output.write_bytes(content)
     except OSError as error:
         raise ValueError(f"--output {output}: cannot be written ({error})") from error
     print(f"wrote {output}")
@@ -352,7 +384,8 @@ def _numbers(arguments: argparse.Namespace, sheet: int, patches: int) -> tuple[i
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    report = bench(_stream(arguments), patches=arguments.patches, threads=arguments.threads, growth=arguments.growth)
+    stream = _stream(arguments, where=arguments.where)
+    report = bench(stream, patches=arguments.patches, threads=arguments.threads, growth=arguments.growth)
     for line in bench_lines(report):
         print(line, file=sys.stderr)
     print(json.dumps(report, indent=2))

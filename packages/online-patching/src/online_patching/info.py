@@ -32,7 +32,9 @@ def catalog_info(catalog: Catalog) -> dict[str, Any]:
         "mpp_assumed": sum(value == "assumed" for value in catalog.table()["mpp_source"].to_pylist()),
         "tiles": int(rows.numbers("tiles").sum()),
         "bytes": int(rows.numbers("size").sum()),
-        "slides_with_foreground": int(np.count_nonzero(~np.isnan(rows.numbers("foreground_area_level0_px2")))),
+        "slides_with_foreground": int(np.count_nonzero(rows.numbers("foreground_area_level0_px2") > 0)),
+        "slides_without_foreground": int(np.count_nonzero(rows.numbers("foreground_area_level0_px2") == 0)),
+        "slides_not_searched": int(np.count_nonzero(np.isnan(rows.numbers("foreground_area_level0_px2")))),
         "foreground_methods": _counted(name for name in methods if name is not None),
         "foreground_mm2": round(float(np.nansum(foreground)), 3),
         "columns": list(rows.user_columns),
@@ -46,12 +48,14 @@ def catalog_info(catalog: Catalog) -> dict[str, Any]:
 def catalog_lines(info: dict[str, Any]) -> list[str]:
     """The same to read."""
     failures = info["failures"]
+    counts = {"none on": info["slides_without_foreground"], "not computed for": info["slides_not_searched"]}
+    missing = "".join(f", {words} {count:,}" for words, count in counts.items() if count)
     lines = [
         f"{info['catalog']}: {info['slides']:,} slides, {info['tiles']:,} tiles, {info['bytes'] / 1e9:,.3g} GB",
         f"formats: {_listed(info['vendors'])}",
         f"levels: {_listed(info['levels'])}",
         f"um/px of level 0: {_listed(info['mpp'])}; {info['mpp_assumed']} assumed from the magnification",
-        f"foreground: {info['slides_with_foreground']:,} slides, {info['foreground_mm2']:,.1f} mm2; found by"
+        f"foreground: {info['slides_with_foreground']:,} slides, {info['foreground_mm2']:,.1f} mm2{missing}; found by"
         f" {_listed(info['foreground_methods'])}",
         f"columns: {', '.join(info['columns']) or 'none'}",
         f"failures: {len(failures)}",

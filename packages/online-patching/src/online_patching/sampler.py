@@ -135,7 +135,8 @@ class PatchSampler:
         if len(without_foreground):
             raise CatalogError(
                 f"{self._named(without_foreground)} has no foreground yet; run `online-patching foreground --catalog"
-                f" {self.catalog.shown_url}`"
+                f" {self.catalog.shown_url}`, and leave out what it cannot read by"
+                ' where="foreground_area_level0_px2 is not None"'
             )
         with_mpp = ~np.isnan(self._base_mpp)
         self._warn(

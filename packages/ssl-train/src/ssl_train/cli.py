@@ -2,8 +2,8 @@
 
 `ssl-train fit --config x.yaml` trains; `ssl-train export --config x.yaml --output FOLDER` writes a
 checkpoint folder from a checkpoint or, without one, from the seeded initial weights; `ssl-train convert` (module
-`convert`) needs no config. Mistakes of the user end in one line on stderr. A run that SIGTERM ended exits with 143, so
-that nothing takes it for a finished one.
+`convert`) needs no config. Mistakes of the user end in one line on stderr. A run that SIGTERM ended exits with 143 and
+one that Ctrl-C ended with 130, so that nothing takes it for a finished one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import yaml
@@ -154,7 +154,7 @@ class SSLCLI(LightningCLI):
         self._mpp = _configured_mpp(config.get("data"))
         parser = LightningArgumentParser()
         parser.add_lightning_class_args(pl.LightningModule, "model", subclass_mode=True)
-        self.model = parser.instantiate_classes(parser.parse_object({"model": config.model})).model
+        self.model = parser.instantiate(parser.parse_object({"model": config.model})).model
         self.datamodule = None
         self.config_init = self.config
         self.trainer = SSLTrainer(
@@ -264,8 +264,12 @@ def main() -> None:
         print("ssl-train: SIGTERM while starting; nothing was saved", file=sys.stderr)
         sys.exit(_SIGTERM_EXIT)
     except KeyboardInterrupt:
-        print("ssl-train: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit_interrupted()
+    except SystemExit as end:
+        # Lightning turns Ctrl-C into an exit that looks like any error and says nothing.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            _exit_interrupted()
+        raise
     except _BUGS:
         raise
     except Exception as error:
@@ -273,17 +277,23 @@ def main() -> None:
         sys.exit(1)
 
 
+def _exit_interrupted() -> NoReturn:
+    print("ssl-train: interrupted; checkpoints hold what was saved before", file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
 def ended_by_signal(cli: SSLCLI) -> None:
-    """Exits as a process that SIGTERM ended does, where a run was saved and stopped for it."""
+    """Exits as a process that a signal ended does, where a run was saved and stopped for it."""
     for callback in _callbacks(cli.trainer):
         if isinstance(callback, StopOnSignal) and callback.stopped_at is not None:
             last = checkpoint_folder(cli.trainer) / "last.ckpt"
+            name = "Ctrl-C" if callback.stopped_by == signal.SIGINT else callback.stopped_by.name
             print(
-                f"ssl-train: SIGTERM: stopped after step {callback.stopped_at} of {cli.trainer.max_steps}; go on with "
+                f"ssl-train: {name}: stopped after step {callback.stopped_at} of {cli.trainer.max_steps}; go on with "
                 f"--ckpt_path {last}",
                 file=sys.stderr,
             )
-            sys.exit(_SIGTERM_EXIT)
+            sys.exit(128 + callback.stopped_by)
 
 
 def one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ consumed** (optimizer steps x micro-batches x global batch), never what a loader
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -140,6 +141,11 @@ class LoaderAtPosition:
         return iter(self.loader)
 
 
+def _leave_interrupts_to_the_trainer(_worker: int) -> None:
+    """A terminal sends Ctrl-C to all processes of a run, and the step that the trainer finishes needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class PatchData(pl.LightningDataModule):
     """Feeds a patch stream to the trainer.
 
@@ -186,6 +192,7 @@ class PatchData(pl.LightningDataModule):
             # Workers of before would go on from a position of their own.
             persistent_workers=False,
             prefetch_factor=PREFETCHED_BATCHES if self.num_workers else None,
+            worker_init_fn=_leave_interrupts_to_the_trainer,
         )
         return LoaderAtPosition(loader, self._seek)
 

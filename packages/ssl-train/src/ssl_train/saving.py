@@ -7,6 +7,7 @@ folder that an evaluation may watch; `StopOnSignal` saves and ends the run when 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import threading
@@ -146,26 +147,38 @@ class FolderExport(StepCallback):
 
 
 class StopOnSignal(Callback):
-    """On SIGTERM: finishes the step, writes `last.ckpt` and ends the run, on all ranks at the same step.
+    """On SIGTERM or Ctrl-C: finishes the step, writes `last.ckpt` and ends the run, on all ranks at the same step.
 
-    Schedulers send SIGTERM before they take a machine away. `stopped_at` says afterwards where the run ended.
+    Schedulers send SIGTERM before they take a machine away. A second Ctrl-C ends the run at once, for whoever cannot
+    wait for the step. `stopped_at` says afterwards where the run ended, `stopped_by` by which signal.
     """
 
     def __init__(self) -> None:
         self.stopped_at: int | None = None
+        self.stopped_by: signal.Signals = signal.SIGTERM
         self._received = False
         self._seen = 0
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._speaks = True
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Takes the signal over from Lightning, which would end between two micro-batches and save nothing."""
+        """Takes the signals over from Lightning, which would end between two micro-batches and save nothing."""
         self._received, self._seen, self.stopped_at = False, trainer.global_step, None
         # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._receive)
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._receive)
+            # Who starts a run in the background may want it deaf to Ctrl-C.
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._receive)
+        self._speaks = trainer.is_global_zero
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        self._received = True
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received:
+            raise KeyboardInterrupt
+        self._received, self.stopped_by = True, signal.Signals(number)
+        if number == signal.SIGINT and self._speaks:
+            # Print may be in the middle of a line when a signal comes.
+            os.write(2, b"\nCtrl-C: ends after this step and saves it; once more ends at once\n")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Saves and stops after the step in which a rank was told to."""
@@ -178,11 +191,10 @@ class StopOnSignal(Callback):
             trainer.should_stop = True
 
     def on_train_end(self, *_: Any) -> None:
-        """Gives the signal back."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        """Gives the signals back."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def on_exception(self, *_: Any) -> None:
-        """Gives the signal back."""
+        """Gives the signals back."""
         self.on_train_end()
