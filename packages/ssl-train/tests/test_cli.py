@@ -124,6 +124,7 @@ def test_fit_then_export(
     assert all(torch.equal(tensor, kept[name]) for name, tensor in again.items())
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_that_is_told_to_end_says_so_and_is_no_success(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

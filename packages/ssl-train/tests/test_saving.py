@@ -112,10 +112,10 @@ class Terminate(pl.Callback):
                 os.kill(os.getpid(), each)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(
     make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
     stop = StopOnSignal()
     make_trainer(callbacks=[stop, Terminate(2, signal.SIGINT)], max_steps=6).fit(make_dino(), make_data())
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -128,7 +128,6 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(
         trainer.fit(make_dino(), make_data())
     assert isinstance(end.value.__context__, KeyboardInterrupt)
     assert not last.exists()
-    signal.signal(signal.SIGINT, before)  # Lightning shuts its ears while it goes down
 
 
 def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(
