@@ -270,6 +270,9 @@ def main(argv: list[str] | None = None) -> int:
     except (FmEvalError, ArgumentError) as error:
         print(f"fm-eval: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fm-eval: interrupted", file=sys.stderr)
+        return 130
 
 
 def _underscored(word: str) -> str:
