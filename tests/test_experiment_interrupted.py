@@ -136,6 +136,7 @@ def outcome(output: Path, name: str) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)  # thirty runs, on a machine that may have others to do
 def test_an_experiment_that_was_stopped_ends_in_the_same_table(programs: Programs, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for name, moments in MOMENTS.items():
