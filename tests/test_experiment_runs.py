@@ -164,3 +164,18 @@ def test_a_failing_command_stops_the_experiment(tmp_path: Path) -> None:
         mended = ("python", "-c", f"open({str(tmp_path / 'x')!r}, 'w')")
         do_steps([Step(words=("python", "-c", ""), done=(tmp_path / "x",), otherwise=mended)], material, lock)
     assert (tmp_path / "x").exists()
+
+
+def test_a_step_whose_files_come_early_is_done_when_its_command_has_ended(tmp_path: Path) -> None:
+    from experiments.planning import Step
+    from experiments.working import alone, do_steps
+
+    early, runs = tmp_path / "early", tmp_path / "runs"
+    early.touch()  # as a command leaves it that was killed
+    code = f"open({str(runs)!r}, 'a').write('x')"
+    step = Step(words=("python", "-c", code), done=(early,), mark=tmp_path / "finished")
+    material = Material(scale="pocket", root=tmp_path)
+    with alone(tmp_path) as lock:
+        for _ in range(2):
+            do_steps([step], material, lock)
+    assert runs.read_text() == "x"

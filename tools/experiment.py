@@ -23,7 +23,7 @@ from pathlib import Path
 
 from experiments.composing import run_experiment
 from experiments.costs import read_throughput
-from experiments.definition import Experiment, experiment_names, read_experiment
+from experiments.definition import Experiment, experiment_names, read_experiment, running_order
 from experiments.errors import ExperimentError
 from experiments.material import OWN_TASK, Material
 from experiments.paper_plan import print_plan, smoke
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name:8} {experiment.source:24} {experiment.title}")
         return 0
     try:
-        names = experiment_names() if options.name == ALL else [options.name]
+        names = running_order(options.scale) if options.name == ALL else [options.name]
         for name in names:
             _work(read_experiment(name, options.scale), options)
     except (ExperimentError, StepFailedError, OSError, RuntimeError) as error:
@@ -118,7 +118,7 @@ def _work(experiment: Experiment, options: argparse.Namespace) -> None:
             return
         outcome = run_experiment(experiment, material, places, seeds=options.seeds, lock=lock)
         folder = root / "results" / experiment.name
-        pictures = _report(outcome, folder)
+        pictures = _report(outcome, folder, lock)
         write_outcome(replace(outcome, pictures=pictures), folder)
     print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
     print(f"{experiment.name}: {(time.monotonic() - started) / 60:.1f} minutes -> {folder}")
@@ -133,7 +133,7 @@ def _on_own_patches(experiment: Experiment) -> Experiment:
     return replace(experiment, tasks=own(experiment.tasks), curves=own(experiment.curves))
 
 
-def _report(outcome: Outcome, folder: Path) -> dict[str, str]:
+def _report(outcome: Outcome, folder: Path, lock: int) -> dict[str, str]:
     """The page of `fm-eval report` on the headline task, each result under the name of its row."""
     if not outcome.results:
         return {}
@@ -144,7 +144,7 @@ def _report(outcome: Outcome, folder: Path) -> dict[str, str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({**content, "name": row, "role": row}), encoding="utf-8")
         files.append(file)
-    run_command("fm-eval", "report", *files, "--output", folder / "report.html")
+    run_command("fm-eval", "report", *files, "--output", folder / "report.html", keep_open=[lock])
     return {"report.html": "the report of fm-eval on the same results"}
 
 

@@ -12,9 +12,10 @@ splits whose test part has hospitals that no other part has.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def make_slides(
     total = sum(plan.size_px[0] * plan.size_px[1] for plan in plans)
     with (
         tqdm(total=total, desc="painting slides", unit="px", unit_scale=True, disable=not progress) as bar,
-        ThreadPoolExecutor(workers) as pool,
+        _painters(workers) as pool,
     ):
         jobs = [pool.submit(_make_slide, folder, number, seed=seed, small=small, bar=bar) for number in range(slides)]
         for job in jobs:
@@ -152,6 +153,16 @@ def paint_slide(number: int, *, seed: int = 0, small: bool = False) -> tuple[Sli
     return spec, painter
 
 
+@contextlib.contextmanager
+def _painters(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; when the block is left early, by Ctrl-C say, they end with what they are at."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _make_slide(folder: Path, number: int, *, seed: int, small: bool, bar: tqdm[None]) -> None:
     spec, painter = paint_slide(number, seed=seed, small=small)
     bands = painter.bands(spec.band_px)
@@ -205,7 +216,7 @@ def make_patches(
     total = patches_per_class * len(TISSUE_CLASSES)
     with (
         tqdm(total=total, desc="painting patches", unit="patch", disable=not progress) as bar,
-        ThreadPoolExecutor(workers) as pool,
+        _painters(workers) as pool,
     ):
         jobs = [
             pool.submit(

@@ -79,9 +79,9 @@ def run_experiment(experiment: Experiment, material: Material, places: Places, *
         ExperimentError: data, slides or weights are missing and nothing can be done without them.
         StepFailedError: a command failed.
     """
-    models, missing = _usable_models(experiment, places)
     if experiment.kind == "segmentation":
         return _segmentation(experiment, material, places, seeds=seeds, lock=lock)
+    models, missing = _usable_models(experiment, places)
     tasks, missing_tasks = _tasks(experiment, material, places, lock)
     missing += missing_tasks
     if not any(name in tasks for name in experiment.tasks):
@@ -259,31 +259,38 @@ def _segmentation(experiment: Experiment, material: Material, places: Places, *,
         if task is None:
             raise ExperimentError(f"{experiment.name}: no data. {missing_task(name, material.data)}")
         data, data_key = Path(task.content["data"]), task.data_key
-    plans = []
-    for seed in range(seeds):
-        plan = _Seed(plan_fits(experiment, places, seed))
-        for run in experiment.runs:
-            fit = plan.fits[run.name]
-            plan.steps.append(fit.step)
-            if not run.row:
-                continue
-            plan.steps.append(plan_initial(fit))
-            backbones = {RANDOM: (fit.folder / "initial", f"{fit.key} initial"), run.name: (fit.export_at(1), fit.key)}
-            for row, (backbone, key) in backbones.items():
-                step, plan.segmentations[row] = plan_segmentation(
-                    backbone,
-                    key=key,
-                    data=data,
-                    data_key=data_key,
-                    name=row,
-                    places=places,
-                    options=experiment.options,
-                    seed=seed,
-                )
-                plan.steps.append(step)
-        plans.append(plan)
+    plans = [_plan_segmentation(experiment, places, data, data_key, seed) for seed in range(seeds)]
     _check_machines(experiment, plans)
     do_steps([step for plan in plans for step in plan.steps], material, lock)
+    return _collect_segmentation(experiment, plans, name)
+
+
+def _plan_segmentation(experiment: Experiment, places: Places, data: Path, data_key: str, seed: int) -> _Seed:
+    """All commands of one seed."""
+    plan = _Seed(plan_fits(experiment, places, seed))
+    for run in experiment.runs:
+        fit = plan.fits[run.name]
+        plan.steps.append(fit.step)
+        if not run.row:
+            continue
+        plan.steps.append(plan_initial(fit))
+        backbones = {RANDOM: (fit.folder / "initial", f"{fit.key} initial"), run.name: (fit.export_at(1), fit.key)}
+        for row, (backbone, key) in backbones.items():
+            step, plan.segmentations[row] = plan_segmentation(
+                backbone,
+                key=key,
+                data=data,
+                data_key=data_key,
+                name=row,
+                places=places,
+                options=experiment.options,
+                seed=seed,
+            )
+            plan.steps.append(step)
+    return plan
+
+
+def _collect_segmentation(experiment: Experiment, plans: list[_Seed], name: str) -> Outcome:
     cells: dict[tuple[str, str], Cell] = {}
     missing = []
     for row in plans[0].segmentations:
@@ -295,7 +302,7 @@ def _segmentation(experiment: Experiment, material: Material, places: Places, *,
     runs = [run.name for run in experiment.runs if run.row]
     return Outcome(
         experiment=experiment,
-        seeds=seeds,
+        seeds=len(plans),
         rows=list(plans[0].segmentations),
         tasks=[name],
         cells=cells,

@@ -12,6 +12,7 @@ exports the teacher's backbone; the patch cache what `online_patching.patch_cach
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +204,10 @@ def _width(config: Mapping[str, Any]) -> tuple[int, int]:
     arguments = config["model"]["init_args"]
     size = next((size for word, size in _SIZES.items() if f"_{word}_" in arguments["architecture"]), None)
     if size is None:
-        raise ExperimentError(f"architecture {arguments['architecture']}: of a size that costs are not known of")
+        raise ExperimentError(
+            f"architecture {arguments['architecture']}: its costs are not known; allowed are timm's vision "
+            f"transformers of the sizes {', '.join(_SIZES)}"
+        )
     given = arguments.get("architecture_kwargs") or {}
     return int(given.get("embed_dim", size[0])), int(given.get("depth", size[1]))
 
@@ -213,5 +217,10 @@ def _patch_px(config: Mapping[str, Any]) -> int:
     given = (arguments.get("architecture_kwargs") or {}).get("patch_size")
     if given is not None:
         return int(given)
-    word = next(part for part in arguments["architecture"].split("_") if part.startswith("patch"))
-    return int(word.removeprefix("patch"))
+    named = re.search(r"_patch(\d+)", arguments["architecture"])
+    if named is None:
+        raise ExperimentError(
+            f"architecture {arguments['architecture']}: its costs are not known, since its name tells no size "
+            "of patches; give patch_size among its architecture_kwargs"
+        )
+    return int(named[1])

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -161,6 +161,11 @@ def experiment_names() -> list[str]:
     return sorted(path.parent.name for path in EXPERIMENTS.glob("*/experiment.yaml"))
 
 
+def running_order(scale: Scale) -> list[str]:
+    """The same; those that take in what others trained come last, and find as much when all are run again."""
+    return sorted(experiment_names(), key=lambda name: bool(read_experiment(name, scale).also))
+
+
 def read_scale(scale: Scale) -> dict[str, Any]:
     """What all experiments share at a scale."""
     return _mapping(EXPERIMENTS / f"{scale}.yaml")
@@ -176,9 +181,9 @@ def read_experiment(name: str, scale: Scale) -> Experiment:
     if not path.is_file():
         raise ExperimentError(f"experiment {name!r}: not known; allowed are {', '.join(experiment_names())}")
     content = _mapping(path)
-    _only(path, content, _KEYS)
+    _check_keys(path, content, _KEYS, needed=("title", "source"))
     shared, own = read_scale(scale), content.get(scale) or {}
-    _only(path, own, _SCALE_KEYS)
+    _check_keys(path, own, _SCALE_KEYS)
     common = {**shared.get("overrides", {}), **own.get("overrides", {})}
     runs = tuple(
         _run(path, str(run), given or {}, scale, recipe=own.get("recipe", shared["recipe"]), common=common)
@@ -248,9 +253,9 @@ def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def _run(path: Path, name: str, given: dict[str, Any], scale: Scale, *, recipe: str, common: Mapping[str, Any]) -> Run:
-    _only(path, given, _RUN_KEYS)
+    _check_keys(path, given, _RUN_KEYS)
     own = given.get(scale) or {}
-    _only(path, own, _RUN_KEYS)
+    _check_keys(path, own, _RUN_KEYS)
     recipe = own.get("recipe", given.get("recipe", recipe))
     changes = {**common, **(given.get("overrides") or {}), **(own.get("overrides") or {})}
     start = own.get("start", given.get("start"))
@@ -267,7 +272,7 @@ def _run(path: Path, name: str, given: dict[str, Any], scale: Scale, *, recipe: 
 def _models(path: Path, given: Mapping[str, Any], scale: Scale) -> tuple[Model, ...]:
     models = []
     for name, content in given.items():
-        _only(path, content, {"backbone", "options", "file", "where", "only"})
+        _check_keys(path, content, {"backbone", "options", "file", "where", "only"}, needed=("backbone",))
         if content.get("only", scale) == scale:
             options = tuple(map(str, content.get("options", ())))
             file, where = content.get("file"), str(content.get("where", ""))
@@ -276,7 +281,7 @@ def _models(path: Path, given: Mapping[str, Any], scale: Scale) -> tuple[Model, 
 
 
 def _expected(path: Path, content: Mapping[str, Any]) -> Expected:
-    _only(path, content, {"text", "kind", "rows", "than", "tasks"})
+    _check_keys(path, content, {"text", "kind", "rows", "than", "tasks"}, needed=("text", "kind"))
     if content["kind"] not in get_args(Expectation):
         raise ExperimentError(f"{path}: expected {content['kind']!r}, allowed are {', '.join(get_args(Expectation))}")
     return Expected(
@@ -303,7 +308,12 @@ def _mapping(path: Path) -> dict[str, Any]:
     return content
 
 
-def _only(path: Path, content: Mapping[str, Any], allowed: set[str]) -> None:
+def _check_keys(path: Path, content: Mapping[str, Any], allowed: set[str], *, needed: Sequence[str] = ()) -> None:
     other = sorted(set(map(str, content)) - allowed)
     if other:
         raise ExperimentError(f"{path}: {other[0]!r} is not known here; allowed are {', '.join(sorted(allowed))}")
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise ExperimentError(
+            f"{path}: {missing[0]!r} is missing beside {', '.join(sorted(map(str, content)))}; add it"
+        )

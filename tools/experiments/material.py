@@ -2,8 +2,8 @@
 
 At pocket scale both are painted (`make_sample_slides`): small slides, served from an S3 store on loopback and indexed
 by their URLs; patches of six tissues, as many pixels at 20x, 10x and 5x around the same places; images with the pixels
-of their nuclei. Everything lies in a folder named by a digest of the settings that made
-it. One's own slides (``--slides``) and labelled patches (``--data``) take their places.
+of their nuclei. Everything lies in a folder named by a digest of the settings that made it. One's own slides
+(``--slides``) and labelled patches (``--data``) take their places.
 
 At paper scale slides are indexed where they lie, and the tasks are those of `configs/eval`, below ``--data``.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,11 @@ class Material:
         return self.root / "data" / digest(["images", self.settings])
 
     @contextlib.contextmanager
-    def slides_within_reach(self) -> Iterator[None]:
+    def slides_within_reach(self, lock: int) -> Iterator[None]:
         """The catalog exists, and its slides can be read, while the block runs.
+
+        Args:
+            lock: descriptor that the commands inherit; see `working.alone`.
 
         Raises:
             ExperimentError: there is neither a catalog nor slides.
@@ -98,11 +101,11 @@ class Material:
             ) as url:
                 write_patients(folder / "slides" / "slides.csv", folder / "columns.csv")
                 write_cohort_tables(folder / "columns.csv", *self.cohort_tables)
-                self._index([url], metadata=folder / "columns.csv")
+                self._index([url], lock, metadata=folder / "columns.csv")
                 yield
             return
         if self.slides:
-            self._index(list(self.slides))
+            self._index(list(self.slides), lock)
         elif "://" not in self.catalog and not (Path(self.catalog) / "slides.parquet").exists():
             raise ExperimentError(
                 f"catalog {self.catalog}: does not exist; give --slides with a URL or folder of slides to index, or "
@@ -112,12 +115,12 @@ class Material:
             )
         yield
 
-    def _index(self, slides: list[str], metadata: Path | None = None) -> None:
+    def _index(self, slides: list[str], lock: int, *, metadata: Path | None = None) -> None:
         # Always run: what is in the catalog is kept, what is new or changed is read.
         options: list[object] = ["--metadata", metadata] if metadata is not None else []
         # Code 1: some slides were left out, each by name; the catalog of the others is whole.
         words = ["index", *slides, "--catalog", self.catalog, *options, "--foreground"]
-        run_command("online-patching", *words, accept=(0, 1))
+        run_command("online-patching", *words, accept=(0, 1), keep_open=[lock])
 
     def sample_task(self, name: str) -> Task:
         """A task of painted patches, or of the user's."""
@@ -170,10 +173,11 @@ class Material:
         data = (self.data or Path()) / content["data"]
         if not data.exists():
             return None
-        return Task(name=name, content={**_without_output(content), "data": str(data.resolve())}, data_key=str(data))
+        return Task(name=name, content={**without_output(content), "data": str(data.resolve())}, data_key=str(data))
 
 
-def _without_output(content: dict[str, Any]) -> dict[str, Any]:
+def without_output(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A task without the place of its results, which an experiment decides."""
     return {name: value for name, value in content.items() if name != "output"}
 
 

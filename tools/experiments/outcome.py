@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,6 +205,11 @@ def judge(
     return found
 
 
+def verdict_counts(judgements: Iterable[Judgement]) -> dict[Verdict, int]:
+    """How often each verdict was given, in the order in which they first were."""
+    return dict(Counter(one.verdict for one in judgements))
+
+
 def _above(one: Expected, cells: Cells, row: str, task: str) -> Judgement:
     assert one.than is not None, "the definition names the other row"
     why = f"{row} against {one.than}"
@@ -284,15 +290,6 @@ def _falls_with_odcorr(one: Expected, points: Sequence[Point], task: str) -> Jud
 
 def _json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ExperimentError(f"{path}: not a readable result ({error}); delete it and run again") from error
-    return content
-
-
-def verdict_counts(judgements: Iterable[Judgement]) -> dict[Verdict, int]:
-    """How often each verdict was given."""
-    counts: dict[Verdict, int] = {}
-    for one in judgements:
-        counts[one.verdict] = counts.get(one.verdict, 0) + 1
-    return counts

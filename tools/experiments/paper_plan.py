@@ -17,6 +17,7 @@ from experiments.costs import Throughput, cost_of
 from experiments.definition import Experiment, Run, with_overrides
 from experiments.material import Material
 from experiments.planning import Places, plan_fits, run_config
+from experiments.working import alone
 
 # What makes a config of any size train on a CPU in seconds.
 _SMALL: dict[str, Any] = {
@@ -25,7 +26,6 @@ _SMALL: dict[str, Any] = {
     "trainer.max_steps": 2,
     "trainer.accelerator": "cpu",
     "trainer.devices": 1,
-    "trainer.num_nodes": 1,
     "trainer.strategy": "auto",
     "trainer.precision": "32-true",
     "model.init_args.init_weights": None,
@@ -53,8 +53,9 @@ def print_plan(experiment: Experiment, places: Places, measured: Throughput, *, 
         "bytes a stored tile"
     )
     for seed in range(seeds):
+        fits = plan_fits(experiment, places, seed)
         for run in experiment.runs:
-            fit = plan_fits(experiment, places, seed)[run.name]
+            fit = fits[run.name]
             if fit.key in seen:
                 continue
             seen.add(fit.key)
@@ -90,7 +91,7 @@ def smoke_config(run: Run) -> dict[str, Any]:
     """A run's config with a tiny network, four patches a step and two steps."""
     arguments = run.config["model"]["init_args"]
     is_dinov2 = run.config["model"]["class_path"].endswith("DINOv2")
-    changes = {name: value for name, value in _SMALL.items() if name != "trainer.num_nodes"}
+    changes = dict(_SMALL)
     if "num_nodes" in run.config["trainer"]:
         changes["trainer.num_nodes"] = 1
     changes["model.init_args.architecture_kwargs"] = {
@@ -121,7 +122,7 @@ def smoke(experiment: Experiment, output: Path, lock: int) -> None:
         lock: descriptor that the commands inherit.
     """
     material = Material(scale="pocket", root=output / "pocket")
-    with material.slides_within_reach():
+    with alone(material.root) as slides_lock, material.slides_within_reach(slides_lock):
         for run in experiment.runs:
             folder = output / "smoke" / experiment.name / run.name.replace("/", "-").replace(" ", "_")
             small = Run(name=run.name, recipe=run.recipe, config=smoke_config(run))

@@ -82,6 +82,8 @@ class Step:
     Attributes:
         words: the command line.
         done: files that exist when it is done; each is written whole or not at all.
+        mark: a further one, empty, that is made when the command has ended well: for a command of whose own files none
+            is only ever written at its end.
         files: written before it starts.
         resume: a checkpoint that it goes on from, where that exists.
         otherwise: a command that writes what the first one has no more reason to; a training that was stopped between
@@ -95,6 +97,7 @@ class Step:
     resume: Path | None = None
     otherwise: tuple[str, ...] = ()
     reads_slides: bool = False
+    mark: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +293,8 @@ def plan_curves(fit: Fit, *, tasks: Sequence[Task], places: Places, seed: int) -
     )
     last = folder / "curves" / "results" / fit.export_at(1).name
     done = (*(last / name for task in tasks for name in task.result_names), folder / "curves" / "curves.csv")
-    return Step(words=words, done=done, files=files), folder / "curves" / "curves.csv"
+    # The table is there from the start and rewritten after each checkpoint; nothing in a name tells the last one.
+    return Step(words=words, done=done, files=files, mark=folder / "finished"), folder / "curves" / "curves.csv"
 
 
 def plan_segmentation(

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from experiments.definition import CONFIGS, read_scale
-from experiments.material import Material
+from experiments.material import Material, without_output
 from experiments.missing import missing_cohort
 from experiments.planning import Places, Step, Task, digest
 
@@ -36,7 +36,7 @@ def plan_tp53(material: Material, places: Places) -> tuple[list[Step], Task | No
         words = ["--config", str(CONFIGS / "eval" / "tp53_patches.yaml")]
         words += [f"{_STREAM}.catalog={places.catalog}", f"{_STREAM}.where=\"preservation == 'FFPE'\""]
         key = f"{places.catalog_key} {root}"
-        return _steps(places, tables, words, key=key, content=content)
+        return _task_of_tables(places, tables, words, key=key, content=content)
     if not material.is_sample:
         return [], None, "task tp53: one's own slides need their patients' tables; take --scale paper"
     settings = read_scale("pocket")[TP53]
@@ -44,12 +44,15 @@ def plan_tp53(material: Material, places: Places) -> tuple[list[Step], Task | No
     words += [f"--stream.size_px={settings['size_px']}", f"--stream.mpp=[{settings['mpp']}]"]
     words += ["--stream.columns=[patient]", f"--count={settings['patches']}"]
     content |= read_scale("pocket")["evaluation"]
-    return _steps(places, material.cohort_tables, words, key=digest([places.catalog_key, settings]), content=content)
+    return _task_of_tables(
+        places, material.cohort_tables, words, key=digest([places.catalog_key, settings]), content=content
+    )
 
 
-def _steps(
+def _task_of_tables(
     places: Places, tables: tuple[Path, Path], words: list[str], *, key: str, content: dict[str, object]
 ) -> tuple[list[Step], Task, str]:
+    """As `plan_tp53`, where nothing is missing."""
     folder = places.root / "data" / digest([TP53, key, dict(places.versions)])
     labels, patches = folder / "patients.csv", folder / "patches"
     mutations, copy_number = tables
@@ -65,6 +68,5 @@ def _steps(
         done=(patches / "index.csv",),
         reads_slides=True,
     )
-    without = {name: value for name, value in content.items() if name != "output"}
-    task = Task(name=TP53, content={**without, "data": str(patches.resolve())}, data_key=folder.name)
+    task = Task(name=TP53, content={**without_output(content), "data": str(patches.resolve())}, data_key=folder.name)
     return [derive, draw], task, ""

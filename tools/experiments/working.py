@@ -24,7 +24,7 @@ from experiments.planning import Step
 
 def is_done(step: Step) -> bool:
     """Whether all of a step's files are there."""
-    return all(path.exists() for path in step.done)
+    return all(path.exists() for path in step.done) and (step.mark is None or step.mark.exists())
 
 
 def do_steps(steps: Sequence[Step], material: Material, lock: int) -> None:
@@ -41,7 +41,7 @@ def do_steps(steps: Sequence[Step], material: Material, lock: int) -> None:
     """
     left = [step for step in {step.done: step for step in steps}.values() if not is_done(step)]
     if any(step.reads_slides for step in left):
-        with material.slides_within_reach():
+        with material.slides_within_reach(lock):
             _do(left, lock)
     else:
         _do(left, lock)
@@ -60,7 +60,12 @@ def _do(steps: Sequence[Step], lock: int) -> None:
             run_command(*step.otherwise, keep_open=[lock])
         for path in step.done:
             if not path.exists():
-                raise ExperimentError(f"`{' '.join(words[:2])}` ended well, but did not write {path}")
+                raise ExperimentError(
+                    f"`{' '.join(words[:2])}` ended well, but did not write {path}; what it says above tells why. Mend "
+                    "that and run this again"
+                )
+        if step.mark is not None:
+            step.mark.touch()
 
 
 @contextlib.contextmanager

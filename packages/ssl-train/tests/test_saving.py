@@ -88,6 +88,26 @@ def test_exports_after_epochs_and_at_the_end(
     assert len({d["sha256"] for d in described}) == 3
 
 
+def test_an_export_that_a_killed_run_owed_is_made_up_for(
+    make_dino: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    watched, checkpoints = tmp_path / "watched", tmp_path / "checkpoints"
+
+    def train(start: Path | None = None) -> dict[str, str]:
+        exports = FolderExport(folder=str(watched), every_n_epochs=0.5)
+        callbacks = [StepCheckpoint(every_n_steps=1, keep_every_n_steps=1), exports]
+        trainer = make_trainer(max_steps=5, callbacks=callbacks, enable_checkpointing=True)
+        trainer.fit(make_dino(), make_data(), ckpt_path=start, weights_only=False)
+        described = {path.name: path / "backbone.json" for path in watched.iterdir()}
+        return {name: json.loads(path.read_text())["sha256"] for name, path in described.items()}
+
+    whole = train()
+    # As a kill leaves it that comes after the checkpoint of step 4 and before the export is whole.
+    (watched / "step-00000004" / "backbone.json").unlink()
+    assert train(checkpoints / "step-00000004.ckpt") == whole
+    assert train(checkpoints / "step-00000003.ckpt") == whole, "no export is due at step 3"
+
+
 @pytest.mark.parametrize("per_step", [0.25, 1 / 3, 1 / 7, 0.4, 1.7, 3.0])
 @pytest.mark.parametrize("every", [0.5, 1.0, 2.0])
 def test_every_period_is_completed_once(per_step: float, every: float) -> None:

@@ -75,6 +75,16 @@ class RowLog:
         os.fsync(self._file.fileno())
         self._rows.update(zip(digests, values, strict=True))
 
+    def keep(self, count: int) -> None:
+        """Drop all rows but the first `count`."""
+        if count >= len(self._rows):
+            return
+        assert self._file is not None, "rows lie in a file"
+        assert self._dim is not None, "of a width"
+        self._rows = dict(list(self._rows.items())[:count])
+        self._file.truncate(_HEADER.itemsize + count * _row_type(self._dim).itemsize)
+        self._file.seek(0, os.SEEK_END)
+
     def delete(self) -> None:
         """Remove the file: its rows are elsewhere."""
         if self._file is not None:

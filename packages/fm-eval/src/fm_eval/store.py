@@ -149,8 +149,12 @@ def _fill(
     first_row = {digest: row for row, digest in reversed(list(enumerate(digests)))}
     known = _known(entry.parent, key, first_row)
     with RowLog(entry.with_name(f"{entry.name}.part")) as log:
-        wanted = [row for digest, row in first_row.items() if digest not in known and digest not in log]
-        wanted.sort()
+        missing = sorted(row for digest, row in first_row.items() if digest not in known)
+        if any(digests[row] not in log for row in missing):
+            # What a crash left of a batch is embedded anew with all of it: rows that are batched in another way differ
+            # in their last bits.
+            log.keep(len(log) // settings.batch_size * settings.batch_size)
+        wanted = [row for row in missing if digests[row] not in log]
         if wanted:
             _append(log, SelectedImages(images, np.array(wanted)), [digests[row] for row in wanted], backbone, settings)
         _write(entry, key, images, digests, lambda digest: log[digest] if digest in log else known[digest], backbone)

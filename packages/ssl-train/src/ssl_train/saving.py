@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from ssl_train.checkpoint import export_folder, save_training_checkpoint
 from ssl_train.steps import StepCallback, epochs_completed
+from ssl_train.weights import DESCRIPTION_NAME
 
 
 def checkpoint_folder(trainer: pl.Trainer) -> Path:
@@ -122,7 +123,8 @@ def _remove(checkpoint: Path) -> None:
 class FolderExport(StepCallback):
     """Exports the teacher every few epochs, and at the last step, into a folder of checkpoint folders.
 
-    `step-N/backbone.json` is written last, so whoever watches the folder sees whole exports only.
+    `step-N/backbone.json` is written last, so whoever watches the folder sees whole exports only. A run that is killed
+    and goes on from its last checkpoint leaves the same exports as one that was not.
 
     Args:
         folder: where the exports go; off where absent.
@@ -137,13 +139,28 @@ class FolderExport(StepCallback):
         # um per pixel that the stream samples; whoever knows the config sets it.
         self.mpp: list[float] | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A run that was killed after the checkpoint of a step and before its export makes up for it."""
+        super().on_train_start(trainer, pl_module)
+        step = trainer.global_step
+        # Nobody exports the weights before the first step: `ssl-train export` makes them of the config alone.
+        if step and self._folder is not None:
+            is_whole = (self._path(step) / DESCRIPTION_NAME).exists()
+            # What one rank sees of a folder, others may see later: the first decides, since exporting is done together.
+            if not trainer.strategy.broadcast(is_whole):
+                self.on_step_end(trainer, pl_module, step)
+
     def on_step_end(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
         """Exports where an epoch is over."""
         if self._folder is None:
             return
         every, share = self._every_n_epochs, pl_module.epochs_per_step
         if epochs_completed(step, epochs_per_step=share, every_n_epochs=every) or step >= trainer.max_steps:
-            export_folder(pl_module, Path(self._folder) / f"step-{step:08d}", step=step, mpp=self.mpp)
+            export_folder(pl_module, self._path(step), step=step, mpp=self.mpp)
+
+    def _path(self, step: int) -> Path:
+        assert self._folder is not None, "asked for where exports are on"
+        return Path(self._folder) / f"step-{step:08d}"
 
 
 class StopOnSignal(Callback):
