@@ -102,9 +102,10 @@ def test_an_export_that_a_killed_run_owed_is_made_up_for(
         return {name: json.loads(path.read_text())["sha256"] for name, path in described.items()}
 
     whole = train()
-    # As a kill leaves it that comes after the checkpoint of step 4 and before the export is whole.
-    (watched / "step-00000004" / "backbone.json").unlink()
-    assert train(checkpoints / "step-00000004.ckpt") == whole
+    # As a kill leaves it that comes after the checkpoint of a step and before its export is whole.
+    for step in (4, 5):
+        (watched / f"step-{step:08d}" / "backbone.json").unlink()
+        assert train(checkpoints / f"step-{step:08d}.ckpt") == whole
     assert train(checkpoints / "step-00000003.ckpt") == whole, "no export is due at step 3"
 
 

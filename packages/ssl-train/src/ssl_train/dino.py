@@ -193,8 +193,7 @@ class DINO(SelfDistillation):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Sets the rates of this step; all micro-batches of a step agree on them."""
-        if self._patches_per_step is None:
-            self.count_patches(batch)
+        self.count_patches(batch)
         learning_rate, weight_decay = self._rates(self.global_step)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:

@@ -244,9 +244,7 @@ class DINOv2(SelfDistillation):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Sets the rates of this step; all micro-batches of a step agree on them."""
-        if self._patches_per_step is None:
-            check_agreement({"patches in a batch": str(len(batch["image"]))})
-            self.count_patches(batch)
+        self.count_patches(batch)
         rates = self._rates()
         for optimizer in self.trainer.optimizers:
             for group, factors in zip(optimizer.param_groups, self._groups, strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_train.architectures import misfit
 from ssl_train.crops import MultiCrop
+from ssl_train.sharding import check_agreement
 
 
 class SelfDistillation(pl.LightningModule):
@@ -62,7 +63,14 @@ class SelfDistillation(pl.LightningModule):
         return self.patches_in_a_step() / self.epoch_size
 
     def count_patches(self, batch: dict[str, Tensor]) -> None:
-        """Takes the number of patches in a step from a micro-batch of one rank."""
+        """Takes the number of patches in a step from the first micro-batch of this rank.
+
+        Raises:
+            ValueError: ranks have batches of different sizes.
+        """
+        if self._patches_per_step is not None:
+            return
+        check_agreement({"patches in a batch": str(len(batch["image"]))})
         per_rank = len(batch["image"]) * self.trainer.accumulate_grad_batches
         self._patches_per_step = per_rank * self.trainer.world_size
 

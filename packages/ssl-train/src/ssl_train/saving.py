@@ -136,19 +136,35 @@ class FolderExport(StepCallback):
             raise ValueError(f"FolderExport: every_n_epochs must be above 0, got {every_n_epochs}")
         self._folder = folder
         self._every_n_epochs = every_n_epochs
+        self._may_owe = False
         # um per pixel that the stream samples; whoever knows the config sets it.
         self.mpp: list[float] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A run that was killed after the checkpoint of a step and before its export makes up for it."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Whether the step that a run goes on from may lack its export."""
         super().on_train_start(trainer, pl_module)
-        step = trainer.global_step
         # Nobody exports the weights before the first step: `ssl-train export` makes them of the config alone.
-        if step and self._folder is not None:
-            is_whole = (self._path(step) / DESCRIPTION_NAME).exists()
-            # What one rank sees of a folder, others may see later: the first decides, since exporting is done together.
-            if not trainer.strategy.broadcast(is_whole):
-                self.on_step_end(trainer, pl_module, step)
+        self._may_owe = trainer.global_step > 0 and self._folder is not None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, *_: Any) -> None:
+        """A run that was killed after the checkpoint of a step and before its export makes up for it."""
+        if not self._may_owe:
+            return
+        self._may_owe = False
+        # The unit of epochs is known from the first batch on.
+        pl_module.count_patches(batch)
+        if not self._is_exported(trainer):
+            self.on_step_end(trainer, pl_module, trainer.global_step)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """The same after the last step, from which a run goes on without any batch."""
+        if self._folder is not None and trainer.global_step >= trainer.max_steps and not self._is_exported(trainer):
+            export_folder(pl_module, self._path(trainer.global_step), step=trainer.global_step, mpp=self.mpp)
+
+    def _is_exported(self, trainer: pl.Trainer) -> bool:
+        is_whole = (self._path(trainer.global_step) / DESCRIPTION_NAME).exists()
+        # What one rank sees of a folder, others may see later: the first decides, since exporting is done together.
+        return bool(trainer.strategy.broadcast(is_whole))
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
         """Exports where an epoch is over."""
