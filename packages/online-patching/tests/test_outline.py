@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from online_patching import outline as outline_module
 from online_patching.coverage import covered_areas
@@ -81,6 +81,7 @@ def test_edges_are_found_by_rows_as_among_all(geometry: shapely.Geometry, seed: 
 
 @settings(max_examples=60, deadline=None)
 @given(geometry=polygons(), seed=st.integers(0, 1000))
+@example(geometry=shapely.MultiPolygon(), seed=0)
 def test_the_areas_of_a_whole_grid_are_those_that_shapely_clips(geometry: shapely.Geometry, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = (np.unique(rng.uniform(-200, EXTENT + 200, rng.integers(2, 12)).round(rng.integers(0, 3))) for _ in range(2))

@@ -181,7 +181,9 @@ class Outline:
         start = rises.nonzero()[0]
         end = start + 1
         x0, y0, x1, y1 = self.x[start], self.y[start], self.x[end], self.y[end]
-        sense = self._sense or float(np.add.reduce((x0 + x1 - 2 * self.x.item(0)) * (y1 - y0)))
+        # Measured from the first point: far from the origin, the sum would lose its last digits.
+        origin = self.x.item(0) if self.x.size else 0.0
+        sense = self._sense or float(np.add.reduce((x0 + x1 - 2 * origin) * (y1 - y0)))
         return (x0, y0, x1, y1) if sense > 0 else (x1, y1, x0, y0)
 
     def _edges_in_rows(self, upper: float, lower: float) -> Ints:
