@@ -161,6 +161,7 @@ def test_a_file_that_is_no_task_is_refused(
     [
         (["--tasks=[{task}]", "--data=x"], "got data and tasks"),
         (["--tasks=[{task}]", "--folds=3"], "belong into the files of the tasks"),
+        (["--tasks=[{task}]", "--resamples=9", "--heads=[logistic]"], "heads, resamples: given beside tasks"),
         (["--tasks=[{task}]", "--output=r.json"], "with tasks it is a folder"),
         (["--tasks=[]"], "got 0 tasks"),
         ([], "give data and one backbone, or tasks"),

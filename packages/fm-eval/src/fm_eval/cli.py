@@ -32,7 +32,7 @@ from fm_eval.report_cli import report
 from fm_eval.run_heads import HeadName
 from fm_eval.segmentation.cli import segment
 from fm_eval.store import embed_dataset
-from fm_eval.task import BackboneSettings, MachineSettings, Task, read_task, run_task
+from fm_eval.task import BackboneSettings, MachineSettings, Task, listed_tasks, run_task
 from fm_eval.watch_cli import watch
 
 
@@ -117,22 +117,9 @@ def run(
         seed=seed,
         role=role,
     )
-    if tasks is not None:
-        if data is not None:
-            raise ResultError("run: got data and tasks; a task has its own data")
-        if (layout, split, split_seed, folds, k) != ("auto", "given", 0, None, 20):
-            raise ResultError("run: layout, split, split_seed, folds and k belong into the files of the tasks")
-        listed = [read_task(Path(str(path.absolute)), protocol=protocol) for path in tasks]
-        names = [backbone] if isinstance(backbone, str) else backbone
-        root, folder = Path(data_root), Path(output)
-        for line in run_tasks(listed, names, model, machine, data_root=root, output=folder, name=name):
-            print(line, flush=True)
-        return
-    if data is None or not isinstance(backbone, str):
-        raise ResultError("run: give data and one backbone, or tasks")
     task = Task(
         name=Path(output).stem,
-        data=data,
+        data=data or "",
         layout=layout,
         split=split,
         split_seed=split_seed,
@@ -142,6 +129,17 @@ def run(
         resamples=resamples,
         k=k,
     )
+    if tasks is not None:
+        if data is not None:
+            raise ResultError("run: got data and tasks; a task has its own data")
+        listed = listed_tasks([Path(str(path.absolute)) for path in tasks], task)
+        names = [backbone] if isinstance(backbone, str) else backbone
+        root, folder = Path(data_root), Path(output)
+        for line in run_tasks(listed, names, model, machine, data_root=root, output=folder, name=name):
+            print(line, flush=True)
+        return
+    if data is None or not isinstance(backbone, str):
+        raise ResultError("run: give data and one backbone, or tasks")
     for line in run_task(task, backbone, model, machine, data_root=Path(data_root), output=Path(output), name=name):
         print(line, flush=True)
 

@@ -134,6 +134,24 @@ def read_task(path: Path, *, protocol: str | list[str] | None = None) -> Task:
     return Task(name=path.stem, **given | ({} if protocol is None else {"protocol": protocol}))
 
 
+def listed_tasks(files: Sequence[Path], options: Task) -> list[Task]:
+    """Read the tasks of a command line that lists their files.
+
+    Args:
+        files: YAML files.
+        options: what the command line says beside them; only its protocol is for the tasks.
+
+    Raises:
+        ResultError: an option that the files would overrule without a word; or a file that is no task.
+    """
+    plain = Task(name=options.name, data=options.data, protocol=options.protocol)
+    names = [field.name for field in fields(Task)]
+    idle = [name for name in names if getattr(options, name) != getattr(plain, name)]
+    if idle:
+        raise ResultError(f"{', '.join(idle)}: given beside tasks, but belong into the files of the tasks")
+    return [read_task(path, protocol=options.protocol) for path in files]
+
+
 def run_task(
     task: Task,
     backbone: str | LoadedBackbone,

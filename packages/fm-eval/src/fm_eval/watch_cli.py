@@ -12,7 +12,7 @@ from fm_eval.datasets import SplitChoice
 from fm_eval.embed import Precision
 from fm_eval.errors import ResultError
 from fm_eval.run_heads import HeadName
-from fm_eval.task import BackboneSettings, MachineSettings, Task, read_task
+from fm_eval.task import BackboneSettings, MachineSettings, Task, listed_tasks
 from fm_eval.watch import Until, Watch
 
 _INTERRUPTED = 130
@@ -85,30 +85,22 @@ def watch(
         idle_seconds: end when nothing new was seen for so long.
         poll_seconds: between two looks at the folder.
     """
-    given_task = (layout, split, split_seed, folds, protocol, heads, resamples, k)
     if (data is None) == (tasks is None):
         raise ResultError("watch: give either data or tasks")
-    if tasks is not None:
-        if given_task != ("auto", "given", 0, None, protocol, None, 1000, 20):
-            raise ResultError("watch: layout, split, split_seed, folds, heads, resamples and k belong into the tasks")
-        listed = [read_task(Path(str(path.absolute)), protocol=protocol) for path in tasks]
-    else:
-        assert data is not None, "checked above"
-        path = Path(data)
-        listed = [
-            Task(
-                name=(path.parent if path.suffix else path).resolve().name,
-                data=data,
-                layout=layout,
-                split=split,
-                split_seed=split_seed,
-                folds=folds,
-                protocol=protocol,
-                heads=heads,
-                resamples=resamples,
-                k=k,
-            )
-        ]
+    path = Path(data or "")
+    task = Task(
+        name=(path.parent if path.suffix else path).resolve().name,
+        data=data or "",
+        layout=layout,
+        split=split,
+        split_seed=split_seed,
+        folds=folds,
+        protocol=protocol,
+        heads=heads,
+        resamples=resamples,
+        k=k,
+    )
+    listed = [task] if tasks is None else listed_tasks([Path(str(path.absolute)) for path in tasks], task)
     one = Watch(
         folder=Path(folder),
         output=Path(output),
