@@ -278,7 +278,7 @@ def test_names_with_spaces_dots_and_other_scripts(one_slide: Path, tmp_path: Pat
     assert all((patch == patches[0]).all() for patch in patches)
 
 
-def test_mpp_comes_from_the_first_that_knows_it(tmp_path: Path) -> None:
+def test_mpp_comes_from_the_first_that_knows_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.svs"
     write_pyramid(path, tissue_image(500, 500, 1), mpp=None)
     url = str(tmp_path / "c")
@@ -298,7 +298,12 @@ def test_mpp_comes_from_the_first_that_knows_it(tmp_path: Path) -> None:
     assert mpp_after(columns={"x": {"mpp": 0.47}}, mpp=0.4) == (0.47, "given")
     assert mpp_after(columns={"x": {"mpp": 0.47}}, mpp={"x": 0.46}) == (0.46, "given")
     write_pyramid(path, tissue_image(500, 500, 2), mpp=0.5)
+    assert not caplog.records
     assert mpp_after() == (0.46, "given"), "what the user said holds for the new version too"
+    assert [record.getMessage() for record in caplog.records] == [
+        "slide x: its new version states 0.5 um/px, the 0.46 given for the one before still holds; say which "
+        "with --mpp x=VALUE"
+    ]
     assert Catalog.open(url).row("x").mpp_file == 0.5
 
 

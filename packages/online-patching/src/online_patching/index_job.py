@@ -8,6 +8,7 @@ lack is taken up from the slides' own rows by the next run.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from online_patching.tiletable import encode_tile_table, front_bytes
 # The slide table is written after so many new slides (or a tenth of those it has), or after so many seconds.
 CHECKPOINT_SLIDES = 2000
 CHECKPOINT_SECONDS = 300.0
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,16 @@ class IndexJob:
             # What the user said of the slide holds for its new version too.
             row = replace(row, columns=known.columns)
             if known.mpp_source == "given":
+                if row.mpp_file not in (None, known.mpp_file, known.mpp):
+                    # What was said for a file that stated nothing may be wrong for one that does.
+                    _logger.warning(
+                        "slide %s: its new version states %g um/px, the %g given for the one before still holds; "
+                        "say which with --mpp %s=VALUE",
+                        row.id,
+                        row.mpp_file,
+                        known.mpp,
+                        row.id,
+                    )
                 row = replace(row, mpp=known.mpp, mpp_source="given")
         row = self._with_user_facts(row, task)
         self._folder.write_slide_file(row, TILE_TABLE, data)

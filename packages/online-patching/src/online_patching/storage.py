@@ -91,7 +91,9 @@ class LocalSource:
         try:
             return os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
-            raise NotFoundError(f"{self.url}: no such file; check the spelling") from error
+            raise NotFoundError(
+                f"{self.url}: no such file; check the spelling, or index a slide that has moved again"
+            ) from error
         except PermissionError as error:
             raise AccessDeniedError(f"{self.url}: access denied; check the permissions of the file") from error
         except OSError as error:
