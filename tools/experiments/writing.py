@@ -168,7 +168,7 @@ def _expected(outcome: Outcome) -> list[str]:
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     lines = [f"## Expected directions: {summary}", ""]
     lines += [
-        "A difference counts where it is at least twice the larger spread; nothing is tuned to make one hold.",
+        "A difference counts where it is at least twice the larger spread; every planned comparison is listed.",
         "",
     ]
     lines += [_line(["expected", "task", "compared", "difference", "needed", "verdict"]), _line(["---"] * 6)]
