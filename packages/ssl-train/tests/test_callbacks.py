@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,15 +50,32 @@ class LongSteps(pl.Callback):
         self.ends.append(time.perf_counter())
 
 
-def test_the_bar_names_the_stage_and_counts_steps(
-    make_dino: Make, make_data: Make, make_trainer: Make, capsys: pytest.CaptureFixture[str]
+def test_the_bar_of_a_terminal_names_the_stage_and_counts_steps(
+    make_dino: Make,
+    make_data: Make,
+    make_trainer: Make,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    callbacks = [Throughput(window=2), StageProgressBar()]
-    trainer = make_trainer(max_steps=4, callbacks=callbacks, enable_progress_bar=True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    trainer = make_trainer(max_steps=4, callbacks=[Throughput(window=2), StageProgressBar()], enable_progress_bar=True)
     trainer.fit(make_dino(), make_data())
     shown = capsys.readouterr().err
     assert "train dino: 100%" in shown
     last = shown.split("\r")[-1]
+    assert "4/4" in last
+    assert all(f"{name}=" in last for name in ("loss", "images/s", "stall"))
+
+
+def test_the_log_of_a_job_has_a_line_at_the_start_and_one_at_the_end(
+    make_dino: Make, make_data: Make, make_trainer: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(max_steps=4, callbacks=[Throughput(window=2), StageProgressBar()], enable_progress_bar=True)
+    trainer.fit(make_dino(), make_data())
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    first, last = (line for line in shown.splitlines() if line.startswith("train dino: "))
+    assert "0/4" in first
     assert "4/4" in last
     assert all(f"{name}=" in last for name in ("loss", "images/s", "stall"))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import pytorch_lightning as pl
 import torch
@@ -12,10 +13,16 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
 _REFRESH_SECONDS = 1.0
+# Between two lines of a log file.
+_LINE_SECONDS = 30.0
+_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class StageProgressBar(ProgressBar):
-    """One bar over all optimizer steps: stage, loss, images/s, share of the time spent waiting for data, time left."""
+    """One bar over all optimizer steps: stage, loss, images/s, share of the time spent waiting for data, time left.
+
+    Where standard error is no terminal (a job's log), it is a line every 30 seconds instead.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +40,16 @@ class StageProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar at the step of the run."""
+        form: dict[str, Any] = {"dynamic_ncols": True}
+        if not sys.stderr.isatty():
+            form = {"file": _Lines(sys.stderr), "bar_format": _LINE, "mininterval": _LINE_SECONDS}
         self._bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc=f"train {getattr(pl_module, 'method', type(pl_module).__name__)}",
             unit="step",
             disable=not self._enabled,
-            dynamic_ncols=True,
+            **form,
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -48,14 +58,14 @@ class StageProgressBar(ProgressBar):
         steps = trainer.global_step - self._bar.n
         if not steps:
             return
-        self._bar.update(steps)
         # Reading a number waits for the device, so not at every step.
         if time.monotonic() - self._shown > _REFRESH_SECONDS or trainer.global_step >= trainer.max_steps:
             self._shown = time.monotonic()
             metrics = trainer.callback_metrics
             names = {"loss": "loss", "images/s": "images_per_second", "stall": "data_stall_share"}
             shown = {label: metrics.get(name) for label, name in names.items()}
-            self._bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items() if v is not None})
+            self._bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items() if v is not None}, refresh=False)
+        self._bar.update(steps)
 
     def on_train_end(self, *_: Any) -> None:
         """Closes the bar."""
@@ -65,6 +75,20 @@ class StageProgressBar(ProgressBar):
     def on_exception(self, *_: Any) -> None:
         """Closes the bar, so that the error stands on a line of its own."""
         self.on_train_end()
+
+
+class _Lines:
+    """A file that puts each state of a bar on a line of its own."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._file.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 class Throughput(Callback):
