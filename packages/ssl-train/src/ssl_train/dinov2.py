@@ -262,27 +262,35 @@ class DINOv2(SelfDistillation):
         kept = self.shard_kept(len(patches), micro_batch, shard)
         global_2BHW, local_LBHW = (c.to(self.student.dtype) for c in self.crops(patches, indices, seed=self.seed))
         teacher_temp = self._rates().teacher_temp
-        targets, terms = self.losses(global_2BHW, local_LBHW, masks, teacher_temp=teacher_temp, kept=kept)
+        targets = self.targets(global_2BHW, masks, teacher_temp=teacher_temp)
+        terms = self.losses(global_2BHW, local_LBHW, masks, targets, kept=kept)
         self._log(targets, terms)
         return terms.total
+
+    @torch.no_grad()
+    def targets(self, global_2BHW: Tensor, masks: TokenMasks, *, teacher_temp: float) -> Targets:
+        """What the teacher makes of the whole globals (2, B, 3, S, S); the centres will take up its logits.
+
+        Its logits are large and gone with the return, before the student needs the memory.
+        """
+        teacher: NetworkOutput = self.teacher(global_2BHW, global_2BHW[:0], masked_M=masks.index)
+        targets = self.loss.targets(teacher, teacher_temp=teacher_temp)
+        self.loss.observe(teacher)
+        return targets
 
     def losses(
         self,
         global_2BHW: Tensor,
         local_LBHW: Tensor,
         masks: TokenMasks,
+        targets: Targets,
         *,
-        teacher_temp: float,
         kept: KeptSamples | None = None,
-    ) -> tuple[Targets, LossTerms]:
-        """The teacher's targets and the loss on crops (2, B, 3, S, S) and (L, B, 3, s, s)."""
-        with torch.no_grad():
-            teacher: NetworkOutput = self.teacher(global_2BHW, local_LBHW[:0], masked_M=masks.index)
-        targets = self.loss.targets(teacher, teacher_temp=teacher_temp)
-        self.loss.observe(teacher)
-        del teacher  # its logits are large, and the student needs the memory
+    ) -> LossTerms:
+        """The loss on crops (2, B, 3, S, S) and (L, B, 3, s, s); spends `targets.masked`, see `DINOv2Loss`."""
         student = self.student(global_2BHW, local_LBHW, masked_M=masks.index, mask_CN=masks.mask, kept=kept)
-        return targets, self.loss(student, targets, masks)
+        terms: LossTerms = self.loss(student, targets, masks)
+        return terms
 
     def shard_masks(self, n_images: int, micro_batch: int, shard: tuple[int, int]) -> TokenMasks:
         """A shard's part of the masks, which are drawn for the whole batch and so do not depend on the shards.

@@ -124,7 +124,7 @@ class DINOv2Loss(nn.Module):
         return Targets(cls.reshape(teacher.global_logits.shape), masked, spread)
 
     def forward(self, student: NetworkOutput, targets: Targets, masks: TokenMasks) -> LossTerms:
-        """The loss of one micro-batch."""
+        """The loss of one micro-batch; the targets of masked tokens are spent, their memory takes the gradient."""
         dino_weight, ibot_weight, koleo_weight, kde_weight = self._weights
         dino_global, dino_local = cls_losses(
             student.global_logits, student.local_logits, targets.cls, student_temp=self._student_temp
@@ -135,6 +135,7 @@ class DINOv2Loss(nn.Module):
             masks.weight,
             n_crops=len(masks.mask),
             student_temp=self._student_temp,
+            spend_targets=True,
         )
         koleo = kde = torch.zeros_like(patch)
         if koleo_weight > 0:

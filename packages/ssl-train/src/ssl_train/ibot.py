@@ -35,7 +35,7 @@ def cls_losses(
         Two scalars in float32 or better.
     """
     n_pairs = 2 + max(2 * len(local_LBK), 1)
-    global_loss = _cross_entropy(targets_2BK.flip(0), global_2BK, student_temp).mean(-1).sum()
+    global_loss = _cross_entropy(targets_2BK.flip(0), global_2BK, student_temp, spend_targets=True).mean(-1).sum()
     if len(local_LBK) == 0:
         return global_loss / n_pairs, torch.zeros_like(global_loss)
     # The targets of both views at once: one pass over the local logits instead of two.
@@ -44,7 +44,13 @@ def cls_losses(
 
 
 def masked_patch_loss(
-    student_MK: Tensor, targets_MK: Tensor, weight_M: Tensor, *, n_crops: int, student_temp: float
+    student_MK: Tensor,
+    targets_MK: Tensor,
+    weight_M: Tensor,
+    *,
+    n_crops: int,
+    student_temp: float,
+    spend_targets: bool = False,
 ) -> Tensor:
     """Cross-entropy of the masked tokens: the mean within each crop, then over all crops, unmasked ones included.
 
@@ -54,17 +60,21 @@ def masked_patch_loss(
         weight_M: 1 / number of masked tokens of the same crop.
         n_crops: number of global crops, masked or not.
         student_temp: temperature of the student.
+        spend_targets: the gradient may take the memory of the targets, whose values are gone then. It is as large as
+            the logits: 60 MB for four images and 65,536 prototypes.
 
     Returns:
         A scalar in float32 or better.
     """
-    loss_M = _cross_entropy(targets_MK, student_MK, student_temp)
+    loss_M = _cross_entropy(targets_MK, student_MK, student_temp, spend_targets=spend_targets)
     return (loss_M * weight_M.to(loss_M.dtype)).sum() / n_crops
 
 
-def _cross_entropy(targets: Tensor, logits: Tensor, temp: float, *, total: int = 1) -> Tensor:
+def _cross_entropy(
+    targets: Tensor, logits: Tensor, temp: float, *, total: int = 1, spend_targets: bool = False
+) -> Tensor:
     """Cross-entropy over the last dimension, broadcast over the leading ones; targets are positive, with this sum."""
-    loss: Tensor = _CrossEntropy.apply(logits, targets, temp, total)
+    loss: Tensor = _CrossEntropy.apply(logits, targets, temp, total, spend_targets)
     return loss
 
 
@@ -72,14 +82,16 @@ class _CrossEntropy(torch.autograd.Function):
     """Of targets with sum T, at z = logits / temp: T logsumexp(z) - <targets, z>.
 
     The gradient is (T softmax(z) - targets) / temp. With tens of thousands of prototypes a tensor of the logits' size
-    costs more to write than to calculate: here one is written, which the backward pass hands over.
+    costs more to write than to calculate: here one is written, which the backward pass hands over. It may take the
+    memory of the targets.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, temp: float, total: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, given: Tensor, temp: float, total: int, spend: bool) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        targets = targets.to(dtype).broadcast_to(logits.shape)
-        difference = torch.empty(logits.shape, dtype=dtype, device=logits.device)
+        targets = given.to(dtype).broadcast_to(logits.shape)
+        in_place = spend and given.dtype == dtype and given.shape == logits.shape
+        difference = given if in_place else torch.empty(logits.shape, dtype=dtype, device=logits.device)
         loss = torch.empty(logits.shape[:-1], dtype=dtype, device=logits.device)
         for rows in row_blocks(logits):
             z = logits[rows].to(dtype) / temp
@@ -95,4 +107,4 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         difference, ctx.difference = ctx.difference, None
         assert difference is not None, "a second backward pass would need the difference again"
-        return difference.mul_((gradients[0] * ctx.factor)[..., None]).to(ctx.dtype), None, None, None
+        return difference.mul_((gradients[0] * ctx.factor)[..., None]).to(ctx.dtype), None, None, None, None
