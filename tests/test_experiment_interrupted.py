@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -64,7 +65,13 @@ class Programs:
     def __init__(self, repository: Path, folder: Path) -> None:
         self._log = folder / "log.txt"
         command = [sys.executable, str(repository / "tests" / "forked_programs.py"), str(folder / "tools")]
-        self._forks = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # What a killed program cannot remove lies below the test's folder.
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        self._forks = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def run(self, name: str, output: Path, moment: Moment | None = None) -> tuple[int, str]:
         """Exit code, and what it said."""
