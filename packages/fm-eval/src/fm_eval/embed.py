@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.errors import BackboneError
 from fm_eval.images import ImageFiles, Images, SelectedImages
+from fm_eval.progress import progress_bar
 from fm_eval.transform import resize_and_crop
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -113,7 +113,9 @@ def embed_batches(
 
         batches = embed_in_processes(images, backbone, settings)
     start, width = 0, None
-    with tqdm(total=done + len(images), initial=done, desc="embed", unit="image", disable=not settings.progress) as bar:
+    with progress_bar(
+        total=done + len(images), initial=done, desc="embed", unit="image", disable=not settings.progress
+    ) as bar:
         for rows in batches:
             if width not in (None, rows.shape[1]):
                 raise BackboneError(f"backbone: returned K={rows.shape[1]} after K={width}")

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from fm_eval.atomic import replace_file
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.contract import PatchStream, samples_of
 from fm_eval.embed import EmbedSettings, embed_pixels
 from fm_eval.errors import DatasetError, ResultError
+from fm_eval.progress import progress_bar
 from fm_eval.transform import TRANSFORM_NAME, resize_and_crop
 from fm_eval.unsupervised import UnsupervisedMetric, UnsupervisedStream
 
@@ -69,7 +69,7 @@ def measure_stream(
     taken = 0
     with (
         ThreadPoolExecutor(settings.threads) as pool,
-        tqdm(total=count, desc="embed", unit="patch", disable=not settings.progress) as bar,
+        progress_bar(total=count, desc="embed", unit="patch", disable=not settings.progress) as bar,
     ):
         for batch in _batches(stream, count, settings.batch_size):
             images, titles = [_image(sample) for sample in batch], [_name(sample) for sample in batch]

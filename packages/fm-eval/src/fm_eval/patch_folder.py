@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from fm_eval.atomic import replace_file
 from fm_eval.contract import PatchStream, samples_of
 from fm_eval.errors import DatasetError
+from fm_eval.progress import progress_bar
 from fm_eval.tp53 import patient_of
 
 # the endless stream of a catalog with no labelled patient would never end
@@ -53,7 +53,7 @@ def write_patch_folder(stream: PatchStream, labels: Path, *, count: int, folder:
     rows: list[dict[str, Any]] = []
     passed = passed_in_turn = 0
     writing: list[Future[None]] = []
-    with ThreadPoolExecutor(_THREADS) as pool, tqdm(total=count, unit="patch", disable=not progress) as bar:
+    with ThreadPoolExecutor(_THREADS) as pool, progress_bar(total=count, unit="patch", disable=not progress) as bar:
         for sample in samples_of(stream, reader="patches"):
             patient = _patient(sample)
             if patient not in label_of:

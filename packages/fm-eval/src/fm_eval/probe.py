@@ -27,6 +27,7 @@ from fm_eval.checks import check_labelled
 from fm_eval.errors import ProbeError
 from fm_eval.linear_heads import HeadStack, LinearHead, drawn_head, outputs_for
 from fm_eval.metrics import AnyFloatArray, FloatArray, IntArray
+from fm_eval.progress import progress_bar
 from fm_eval.protocol import ProbeProtocol
 from fm_eval.scaling import FeatureScale
 from fm_eval.training import ProbeData, ProbeRun, Trial, train
@@ -107,7 +108,7 @@ class LinearProbe:
         with (
             _one_thread_a_worker(protocol.batch_size(rows) * width, most=len(trials) if on_cpu else 1) as workers,
             ThreadPoolExecutor(workers) as pool,
-            tqdm(
+            progress_bar(
                 total=protocol.max_steps * workers,
                 desc=f"probe {protocol.name}",
                 unit="step",

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from tqdm import tqdm
 
 from online_patching.bytesource import shown_url
 from online_patching.catalog import Catalog
@@ -25,6 +24,7 @@ from online_patching.decode import Pixels
 from online_patching.failures import Failure, JobReport, failure_of
 from online_patching.foreground import FoundPolygon, PolygonRules, polygon_of_mask
 from online_patching.metadata import absolute_url
+from online_patching.progress import progress_bar
 from online_patching.slide_row import SlideRow
 from online_patching.slide_table import SlideTable
 from online_patching.thumbnail import MAX_BYTES, Thumbnail, read_thumbnail
@@ -144,7 +144,7 @@ def run_on_slides(
     table = _without_areas(folder, catalog, numbers)
     results: list[SlideResult] = []
     failures: list[Failure] = []
-    bar = tqdm(total=len(numbers), desc=title, unit="slide", disable=not progress)
+    bar = progress_bar(total=len(numbers), desc=title, unit="slide", disable=not progress)
     pool = ThreadPoolExecutor(FOREGROUND_THREADS)
     futures = {pool.submit(work, number): number for number in numbers}
     try:

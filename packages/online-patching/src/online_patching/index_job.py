@@ -21,6 +21,7 @@ from online_patching.errors import NotFoundError, PatchingError
 from online_patching.failures import Failure, failure_of
 from online_patching.index import SlideIndex, index_slide
 from online_patching.index_plan import IndexPlan, SlideTask, duplicate_of, with_user_facts
+from online_patching.progress import progress_bar
 from online_patching.slide_row import SlideRow, combined_info, row_of
 from online_patching.slide_table import SlideTable
 from online_patching.storage import Store, open_object
@@ -74,7 +75,7 @@ class IndexJob:
         """Index all slides of a plan, ``workers`` at a time, and write the slide table."""
         tasks = plan.tasks
         queue = iter(tasks)
-        with tqdm(total=len(tasks), desc="index slides", unit="slide", disable=not progress) as bar:
+        with progress_bar(total=len(tasks), desc="index slides", unit="slide", disable=not progress) as bar:
             await asyncio.gather(*(self._work(queue, bar) for _ in range(min(workers, len(tasks)))))
         await asyncio.to_thread(self._drop_renamed, plan.renamed)
         await self._write_table()

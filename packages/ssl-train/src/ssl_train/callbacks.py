@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import resource
-import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from tqdm import tqdm
 
+from ssl_train.progress import progress_bar
+
 _REFRESH_SECONDS = 1.0
-# Between two lines of a log file.
-_LINE_SECONDS = 30.0
-_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class StageProgressBar(ProgressBar):
@@ -40,16 +38,13 @@ class StageProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar at the step of the run."""
-        form: dict[str, Any] = {"dynamic_ncols": True}
-        if not sys.stderr.isatty():
-            form = {"file": _Lines(sys.stderr), "bar_format": _LINE, "mininterval": _LINE_SECONDS}
-        self._bar = tqdm(
+        self._bar = progress_bar(
             total=trainer.max_steps,
             initial=trainer.global_step,
             desc=f"train {getattr(pl_module, 'method', type(pl_module).__name__)}",
             unit="step",
             disable=not self._enabled,
-            **form,
+            dynamic_ncols=True,
         )
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -75,20 +70,6 @@ class StageProgressBar(ProgressBar):
     def on_exception(self, *_: Any) -> None:
         """Closes the bar, so that the error stands on a line of its own."""
         self.on_train_end()
-
-
-class _Lines:
-    """A file that puts each state of a bar on a line of its own."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            self._file.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 class Throughput(Callback):

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fm_eval.backbone import LoadedBackbone
 from fm_eval.errors import ResultError
 from fm_eval.packing import pack
+from fm_eval.progress import progress_bar
 from fm_eval.segmentation.encoder import WindowEncoder
 from fm_eval.segmentation.features import (
     FreshBatches,
@@ -154,7 +154,7 @@ def _run(
     fingerprint: str,
 ) -> tuple[SegmentationRun, list[NDArray[np.uint8]]]:
     """Train and test one decoder; its predictions of the first test images come along."""
-    with tqdm(total=settings.steps, desc=f"run {run}", unit="step", disable=not settings.progress) as bar:
+    with progress_bar(total=settings.steps, desc=f"run {run}", unit="step", disable=not settings.progress) as bar:
         progress = train_decoder(
             predictor.decoder,
             batches,

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fm_eval.errors import ResultError
+from fm_eval.progress import progress_bar
 from fm_eval.result import write_atomically
 from fm_eval.segmentation.encoder import WindowEncoder
 from fm_eval.segmentation.layouts import LabelledImage, SegmentationDataset
@@ -129,7 +129,9 @@ def _fill(
             ("labels", np.uint8, (size, size)),
         )
     )
-    with tqdm(total=len(windows), initial=done, desc=f"tokens of {name}", unit="window", disable=not progress) as bar:
+    with progress_bar(
+        total=len(windows), initial=done, desc=f"tokens of {name}", unit="window", disable=not progress
+    ) as bar:
         pairs = _pairs(windows[done:], dataset, window_px=size)
         for number, batch in enumerate(_batches(pairs, batch_size), start=1):
             end = done + len(batch)
