@@ -1,11 +1,12 @@
 """What does embedding cost beyond the forward passes?
 
-    python packages/fm-eval/benchmarks/embedding.py [--data INDEX.CSV] [--output RESULT.json]
+    python packages/fm-eval/benchmarks/embedding.py [--data INDEX.CSV] [--eva PYTHON] [--output RESULT.json]
 
 Embeds patches with a ViT-S16 through the store (reading, decoding, resizing, forward passes, rows to the disk)
-and, in turns on the same batches, by bare forward passes on pixels that are in memory. Wall time is what a user waits;
-CPU time is what other work on the machine cannot blur. Target: at most 10 % slower than the bare passes.
-Without --data, JPEG patches of noise are made.
+and, in turns on the same batches, by bare forward passes on pixels that are in memory and, where an interpreter with
+kaiko-eva is named, by the embedding stage of eva (its data workers start anew in each turn; `--rounds 1` makes that
+small). Wall time is what a user waits; CPU time is what other work on the machine cannot blur. Target: at most 10 %
+slower than the bare passes. Without --data, JPEG patches of noise are made.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +38,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="the two ways take turns this often")
     parser.add_argument("--model", default="vit_small_patch16_224")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--eva", help="interpreter of an environment with kaiko-eva[vision] 0.4.5; on the CPU only")
+    parser.add_argument("--eva_workers", type=int, default=2, help="data workers of eva")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=4)
     arguments = parser.parse_args()
@@ -48,7 +52,17 @@ def main() -> None:
         # each content once: the store would embed its copies for nothing
         different = np.unique(dataset.digests, return_index=True)[1]
         chosen = np.random.default_rng(0).permutation(different)[: arguments.patches]
-        seconds = _measure(dataset, backbone, chosen, settings, arguments.rounds, Path(folder) / "store")
+        eva = None
+        if arguments.eva:
+            eva = Eva(
+                arguments.eva,
+                model=arguments.model,
+                size_px=backbone.input_size_px,
+                batch_size=arguments.batch_size,
+                workers=arguments.eva_workers,
+                threads=torch.get_num_threads(),
+            )
+        seconds = _measure(dataset, backbone, chosen, settings, arguments.rounds, Path(folder) / "store", eva)
         stored = sum(path.stat().st_size for path in (Path(folder) / "store").rglob("embeddings.npy"))
     result = {
         "model": arguments.model,
@@ -63,9 +77,53 @@ def main() -> None:
         "bytes": stored,
         "target_ratio": 1.1,
     }
+    if eva is not None:
+        eva.close()
+        result["eva"] = {
+            "wall_ratio": round(seconds["eva_wall"] / seconds["bare_wall"], 4),
+            "cpu_ratio": round(seconds["eva_cpu"] / seconds["bare_cpu"], 4),
+            "bytes": eva.bytes_written,
+        }
     print(json.dumps(result, indent=1))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+class Eva:
+    """kaiko-eva in a process of its own.
+
+    Attributes:
+        bytes_written: on the disk, by all turns.
+    """
+
+    def __init__(self, python: str, **settings: object) -> None:
+        worker = Path(__file__).with_name("eva_embedding.py")
+        command = [python, str(worker), json.dumps(settings)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.bytes_written = 0
+        self._answer()
+
+    def embed(self, paths: list[str]) -> tuple[float, float]:
+        """Embeds image files; seconds of the clock and of the CPU."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(paths) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        assert answer["embeddings"] == len(paths)
+        self.bytes_written += int(answer["bytes"])
+        return answer["wall"], answer["cpu"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"eva ended with code {self._process.wait()}; its error stands above")
+        answer: dict[str, float] = json.loads(line)
+        return answer
 
 
 def _measure(
@@ -75,8 +133,12 @@ def _measure(
     settings: EmbedSettings,
     rounds: int,
     store: Path,
+    eva: Eva | None,
 ) -> dict[str, float]:
-    seconds = dict.fromkeys(("bare_wall", "bare_cpu", "store_wall", "store_cpu"), 0.0)
+    ways = ("bare", "store", "eva")
+    seconds = dict.fromkeys(
+        [f"{way}_{clock}" for way in ways[: 2 + (eva is not None)] for clock in ("wall", "cpu")], 0.0
+    )
     for number, rows in enumerate(np.array_split(chosen, rounds), start=1):
         images = SelectedImages(dataset.images, rows)
         decoded = np.stack([resize_and_crop(images.read(k), size_px=backbone.input_size_px) for k in range(len(rows))])
@@ -97,6 +159,10 @@ def _measure(
         seconds["store_cpu"] += time.process_time() - cpu
         assert embedded.computed == len(rows)
         np.testing.assert_allclose(embedded.values, bare, rtol=1e-4, atol=1e-4)
+        if eva is not None:
+            wall, cpu = eva.embed([images.name(row) for row in range(len(rows))])
+            seconds["eva_wall"] += wall
+            seconds["eva_cpu"] += cpu
         print(f"round {number} of {rounds}: CPU {seconds['store_cpu'] / seconds['bare_cpu']:.3f}", file=sys.stderr)
     return seconds
 
