@@ -39,8 +39,16 @@ def test_a_difference_counts_where_it_is_twice_the_spread() -> None:
 
 def test_not_worse_asks_for_less_than_better() -> None:
     rising = Expected(text="more is not worse", kind="not_falling")
-    cells = {(row, "t"): cell(mean) for row, mean in zip("abcd", (0.60, 0.61, 0.60, 0.50), strict=True)}
-    assert verdicts(rising, cells, list("abcd")) == ["holds", "holds", "does not hold"]
+
+    def given(*means: float, std: float | None = 0.01) -> list[str]:
+        cells = {(row, "t"): cell(mean, std) for row, mean in zip("abcd", means, strict=False)}
+        return verdicts(rising, cells, list("abcd"[: len(means)]))
+
+    # From each to the next, and from the first to the last.
+    assert given(0.60, 0.61, 0.60, 0.50) == ["holds", "not shown", "does not hold", "does not hold"]
+    assert given(0.60, 0.59, 0.58, 0.575) == ["not shown", "not shown", "not shown", "does not hold"]
+    assert given(0.60, 0.60) == ["holds"]
+    assert given(0.60, 0.70, std=None) == ["not judged"]
 
 
 def points_of(row: str, heights: Sequence[float], *, seed: int = 0, odcorr: Sequence[float] = ()) -> list[Point]:

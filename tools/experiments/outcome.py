@@ -197,7 +197,10 @@ def judge(
                 found += [_above(one, cells, row, task) for row in one.rows or rows]
             elif one.kind == "not_falling":
                 ordered = one.rows or tuple(rows)
-                found += [_not_falling(one, cells, *pair, task) for pair in itertools.pairwise(ordered)]
+                pairs = list(itertools.pairwise(ordered))
+                # Steps that are each within the spread may add up to a fall that is not.
+                pairs += [(ordered[0], ordered[-1])] if len(pairs) > 1 else []
+                found += [_not_falling(one, cells, *pair, task) for pair in pairs]
             elif one.kind == "faster":
                 found.append(_faster(one, points, task))
             else:
@@ -220,11 +223,12 @@ def _not_falling(one: Expected, cells: Cells, less: str, more: str, task: str) -
     judged = _by_difference(
         one, cells.get((more, task)), cells.get((less, task)), row=more, task=task, why=f"{more} after {less}"
     )
-    if judged.difference is None or judged.verdict == "holds":
-        return judged
-    # "Not worse" asks for less than "better": it fails where the fall is more than the spread can be.
-    falls = judged.needed is not None and judged.difference <= -judged.needed
-    verdict: Verdict = "does not hold" if falls else "holds" if judged.needed is not None else "not judged"
+    if judged.difference is None or judged.needed is None:
+        return replace(judged, verdict="not judged")
+    # "Not worse" asks for less than "better".
+    verdict: Verdict = "holds" if judged.difference >= 0 else "not shown"
+    if judged.difference < 0 and judged.difference <= -judged.needed:
+        verdict = "does not hold"
     return replace(judged, verdict=verdict)
 
 
